@@ -36,8 +36,7 @@ def _check_matrix(matrix: Tensor, name: str = "matrix") -> None:
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}: give a 2-D, non-empty matrix")
     if matrix.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"{name} has dtype {matrix.dtype}: give float32 or float64, for example "
-            f"{name}.double()"
+            f"{name} has dtype {matrix.dtype}: give float32 or float64, for example {name}.double()"
         )
     if not torch.isfinite(matrix).all():
         raise ValueError(f"{name} holds NaN or infinite values: look for where they come from")
