@@ -1,0 +1,227 @@
+"""One layer to its factorised form, exactly.
+
+A convolution has weight W of shape (O, C, kh, kw). At rank r one layer becomes two:
+
+- channel (Zhang et al., TPAMI 2016): kh x kw, C to r; 1 x 1, r to O; r (C kh kw + O) weights
+- spatial (Jaderberg et al., BMVC 2014; Tai et al., ICLR 2016): kh x 1, C to r; 1 x kw, r to O;
+  r (C kh + O kw) weights
+- linear: I to r features, r to O features; r (I + O) weights
+
+At full rank every form gives the layer's own output, up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .linalg import balanced_factors, check_rank, orthogonality_error
+
+Layer: TypeAlias = nn.Conv2d | nn.Linear
+SCALE_FLOOR = 1e-3  # smallest batch-norm scale, relative to the largest of its layer
+
+
+def channel_matrix(weight: Tensor) -> Tensor:
+    """Lay a kernel (O, C, kh, kw) out as (O, C*kh*kw): one row an output channel."""
+    return weight.flatten(1)
+
+
+def spatial_matrix(weight: Tensor) -> Tensor:
+    """Lay a kernel (O, C, kh, kw) out as (C*kh, O*kw): vertical against horizontal."""
+    return weight.permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+
+
+def supported(layer: nn.Module) -> str | None:
+    """None if the layer can be factorised, else the reason why it stays dense."""
+    if type(layer) not in (nn.Conv2d, nn.Linear):  # a subclass may use its weight in other ways
+        return f"{type(layer).__name__} is not a plain Conv2d or Linear"
+    if "weight" not in layer._parameters:
+        return "its weight is computed by a hook (weight or spectral norm): remove that first"
+    if getattr(layer, "groups", 1) != 1:
+        return f"it is a grouped convolution (groups={layer.groups})"
+    weight = layer._parameters["weight"]
+    if weight is None or weight.numel() == 0 or not weight.is_floating_point():
+        return "its weight is empty or not real"
+    return None
+
+
+def _matrix_shape(layer: nn.Module, form: str) -> tuple[int, int]:
+    """Shape of the matrix that `form` factorises; ValueError if the two do not fit."""
+    reason = supported(layer)
+    if reason is not None:
+        raise ValueError(f"cannot factorise {layer}: {reason}; leave it dense")
+    if isinstance(layer, nn.Linear) and form == "linear":
+        return layer.out_features, layer.in_features
+    if isinstance(layer, nn.Conv2d) and form in ("channel", "spatial"):
+        (kh, kw), inputs, outputs = layer.kernel_size, layer.in_channels, layer.out_channels
+        return (outputs, inputs * kh * kw) if form == "channel" else (inputs * kh, outputs * kw)
+    fitting = "'linear'" if isinstance(layer, nn.Linear) else "'channel' or 'spatial'"
+    raise ValueError(f"form={form!r} does not fit a {type(layer).__name__}: use {fitting}")
+
+
+def full_rank(layer: nn.Module, form: str) -> int:
+    """Largest rank of the layer in this form; with it, the factorised layer is exact."""
+    return min(_matrix_shape(layer, form))
+
+
+def _check(layer: nn.Module, form: str, rank: int) -> int:
+    shape = _matrix_shape(layer, form)
+    return check_rank(rank, min(shape), shape)
+
+
+def parameters(layer: nn.Module, form: str, rank: int) -> int:
+    """Numbers the factorised layer holds: r (m + n) for an (m, n) matrix, and the layer's bias.
+
+    `channel_from_basis` adds a bias (O,) where the layer had none.
+    """
+    m, n = _matrix_shape(layer, form)
+    bias = layer._parameters["bias"]
+    return _check(layer, form, rank) * (m + n) + (0 if bias is None else bias.numel())
+
+
+def macs(
+    layer: nn.Module, form: str, rank: int, input_hw: Sequence[int], output_hw: Sequence[int]
+) -> int:
+    """Multiply-accumulates of the factorised layer for one image.
+
+    `input_hw` and `output_hw` are (height, width) before and after the layer. For a linear layer
+    `output_hw` is (tokens,), or () for one vector an image. The spatial form strides downwards
+    first, so its first layer works on (output height, input width).
+    """
+    rank = _check(layer, form, rank)
+    m, n = _matrix_shape(layer, form)
+    if form == "spatial":
+        return rank * output_hw[0] * (input_hw[1] * m + output_hw[1] * n)
+    return rank * (m + n) * math.prod(output_hw)
+
+
+def factorise(layer: nn.Module, form: str, rank: int) -> nn.Sequential:
+    """Two layers of rank `rank` in place of one: the best copy of its weight in this form.
+
+    `form` is "channel", "spatial" or "linear". Any stride, padding, padding mode, dilation,
+    kernel size and bias. The layer itself is left untouched. ValueError for a rank outside
+    1..full_rank(layer, form), a weight with NaN, or a layer that `supported` refuses.
+    """
+    _check(layer, form, rank)
+    if isinstance(layer, nn.Linear):
+        return linear(layer, rank)
+    assert isinstance(layer, nn.Conv2d)  # _check refused all else
+    return channel(layer, rank) if form == "channel" else spatial(layer, rank)
+
+
+def channel(conv: nn.Conv2d, rank: int) -> nn.Sequential:
+    """kh x kw from C to rank channels, then 1 x 1 to O; sqrt(S) in both, bias in the second."""
+    rank = _check(conv, "channel", rank)
+    left, right = balanced_factors(channel_matrix(_weight(conv)), rank)  # (O, r), (r, C*kh*kw)
+    return _channel_pair(conv, left, right, conv.bias)
+
+
+def spatial(conv: nn.Conv2d, rank: int) -> nn.Sequential:
+    """kh x 1 from C to rank channels, then 1 x kw to O; sqrt(S) in both, bias in the second."""
+    rank = _check(conv, "spatial", rank)
+    left, right = balanced_factors(spatial_matrix(_weight(conv)), rank)  # (C*kh, r), (r, O*kw)
+    down = left.mT.unflatten(1, (conv.in_channels, -1)).unsqueeze(3)  # (r, C, kh, 1)
+    across = right.unflatten(1, (conv.out_channels, -1)).mT  # (r, kw, O)
+    across = across.permute(2, 0, 1).unsqueeze(2)  # (O, r, 1, kw)
+    (sh, sw), (dh, dw), padding = conv.stride, conv.dilation, conv.padding
+    ph, pw = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
+    return nn.Sequential(
+        _conv(conv, down, None, (sh, 1), ph, (dh, 1)),
+        _conv(conv, across, conv.bias, (1, sw), pw, (1, dw)),
+    )
+
+
+def linear(layer: nn.Linear, rank: int) -> nn.Sequential:
+    """I to rank, then rank to O features; sqrt(S) in both, bias in the second."""
+    rank = _check(layer, "linear", rank)
+    left, right = balanced_factors(_weight(layer), rank)  # (O, r), (r, I)
+    first = nn.Linear(layer.in_features, rank, bias=False, device="meta")
+    second = nn.Linear(rank, layer.out_features, bias=False, device="meta")
+    return nn.Sequential(_fill(first, layer, right, None), _fill(second, layer, left, layer.bias))
+
+
+def floored_scale(scale: Tensor) -> Tensor:
+    """Scale (O,) in float64, entries near 0 raised to SCALE_FLOOR of the largest, sign kept.
+
+    A channel that the batch norm multiplies by nearly 0 must not be divided by 0 below.
+    """
+    scale = scale.detach().to("cpu", torch.float64)
+    floor = SCALE_FLOOR * scale.abs().max()
+    if floor == 0:  # the batch norm hides every channel: all count the same
+        return torch.ones_like(scale)
+    return torch.where(scale.abs() < floor, torch.where(scale < 0, -floor, floor), scale)
+
+
+def channel_from_basis(
+    conv: nn.Conv2d, U: Tensor, scale: Tensor | None = None, mean: Tensor | None = None
+) -> nn.Sequential:
+    """Channel form from a basis of the layer's *responses* y = W x + b (Zhang et al. 2016).
+
+    With D = diag(scale), mu = `mean` and mu0 = mu - b, the first convolution has weight U^T D W
+    and no bias, the second weight D^-1 U and bias mu - D^-1 U U^T D mu0. Their output is
+    mu + D^-1 U U^T D (y - mu): the mean is kept, the rest is projected in units of D.
+
+    Parameters
+    ----------
+    U : (O, r), orthonormal columns. The leading eigenvectors of D Cov(y) D give the least error
+        in units of D, where D holds `floored_scale(scale)`.
+    scale : (O,), gamma / sqrt(var + eps) of the batch norm behind; floored here. None: D = I.
+    mean : (O,), E[y], bias included. None: the bias, so that mu0 = 0.
+
+    ValueError for a wrong shape, columns that are not orthonormal, NaN, or an unsupported layer.
+    """
+    outputs, _ = _matrix_shape(conv, "channel")
+    if U.ndim != 2 or not 1 <= U.shape[1] <= U.shape[0] == outputs:
+        raise ValueError(f"U has shape {tuple(U.shape)}: give ({outputs}, rank), rank at least 1")
+    U = U.detach().to("cpu", torch.float64)
+    if orthogonality_error(U) > 1e-3:
+        raise ValueError("the columns of U are not orthonormal: take them from torch.linalg.eigh")
+    bias = torch.zeros(outputs) if conv.bias is None else conv.bias
+    bias = _vector(bias, outputs, "bias")
+    mu = bias if mean is None else _vector(mean, outputs, "mean")
+    D = floored_scale(torch.ones(outputs) if scale is None else _vector(scale, outputs, "scale"))
+    right = U.mT @ (D[:, None] * channel_matrix(_weight(conv)))  # (r, C*kh*kw)
+    left = U / D[:, None]  # (O, r)
+    return _channel_pair(conv, left, right, mu - left @ (U.mT @ (D * (mu - bias))))
+
+
+def _vector(values: Tensor, length: int, name: str) -> Tensor:
+    if values.shape != (length,) or not torch.isfinite(values).all():
+        raise ValueError(f"{name} of shape {tuple(values.shape)}: give ({length},) finite numbers")
+    return values.detach().to("cpu", torch.float64)
+
+
+def _weight(layer: Layer) -> Tensor:
+    """The weight in float64 on the CPU: exact factors for every dtype and device."""
+    if not torch.isfinite(layer.weight).all():
+        raise ValueError(f"weight of {layer} holds NaN or infinite values: train or load it again")
+    return layer.weight.detach().to("cpu", torch.float64)
+
+
+def _channel_pair(conv: nn.Conv2d, left: Tensor, right: Tensor, bias: Tensor | None):  # type: ignore
+    first = right.unflatten(1, conv.weight.shape[1:])  # (r, C, kh, kw)
+    return nn.Sequential(
+        _conv(conv, first, None, conv.stride, conv.padding, conv.dilation),
+        _conv(conv, left[:, :, None, None], bias, 1, 0, 1),
+    )
+
+
+def _conv(conv, weight, bias, stride, padding, dilation):  # type: ignore
+    outputs, inputs, *kernel = weight.shape
+    # "meta": no time and no random numbers are spent on values that are replaced at once.
+    mode = "zeros" if padding == 0 else conv.padding_mode
+    new = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, 1, False, mode, "meta")
+    return _fill(new, conv, weight, bias)
+
+
+def _fill(new, layer, weight, bias):  # type: ignore
+    """Give `new` these values, with the dtype, device and mode of the layer it stands in for."""
+    for name, values in (("weight", weight), ("bias", bias)):
+        if values is not None:
+            values = values.detach().to(layer.weight.device, layer.weight.dtype, copy=True)
+            setattr(new, name, nn.Parameter(values.contiguous()))
+    return new.train(layer.training)
