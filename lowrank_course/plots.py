@@ -1,0 +1,258 @@
+"""The course's pictures: one palette, one style, alt text on every figure.
+
+Call `style()` once. Each drawing function shows its figure, with the sentence `alt` as alternative
+text and as caption, and returns None. For a figure of your own, call `show(figure, alt)`.
+Tensors, arrays and lists are all taken as numbers.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from cycler import cycler
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import nn
+
+from lowrank_course.linalg import energy
+
+# Okabe and Ito, "Color universal design", 2008: told apart with every kind of colour vision.
+PALETTE = {
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "green": "#009E73",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+}  # their yellow is too pale for a line on white
+COLOURS = list(PALETTE.values())
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3))]
+GREY = "#595959"
+# The stages of the story look the same in every chapter.
+STAGE = {
+    "dense": GREY,
+    "truncated": PALETTE["vermillion"],
+    "recalibrated": PALETTE["orange"],
+    "retrained": PALETTE["blue"],
+    "compressed": PALETTE["blue"],
+}
+
+
+def style() -> None:
+    """Set matplotlib's defaults for the course: large type, thin axes, the palette."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.5, 3.6),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "font.size": 13,
+            "axes.titlesize": 13,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.prop_cycle": cycler(color=COLOURS, linestyle=DASHES),
+            "grid.color": "#E0E0E0",
+            "lines.linewidth": 2.4,
+            "image.cmap": "gray",
+            "legend.frameon": False,
+        }
+    )
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Show a figure with alternative text, then close it.
+
+    The text is put on the image (nbconvert and other viewers read it there) and below it as a small
+    caption, because JupyterLab 4 has no alternative text for image outputs.
+    """
+    alt = " ".join(alt.split())
+    if not alt:
+        raise ValueError("alt is empty: say in a sentence what one sees in the figure")
+    # Photographs are small as JPEG, drawings as PNG with 64 colours. The course's limit is 60 kB.
+    kind = "jpeg" if any(axes.images for axes in figure.axes) else "png"
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    picture = Image.open(drawn).convert("RGB")
+    if kind == "png":
+        picture = picture.quantize(64, dither=Image.Dither.NONE)
+    picture.save(buffer, format=kind, quality=75, optimize=True)
+    plt.close(figure)
+    mime = f"image/{kind}"
+    metadata = {mime: {"alt": alt}}
+    display({mime: buffer.getvalue(), "text/plain": alt}, raw=True, metadata=metadata)
+    caption = f"<small>{html.escape(alt, quote=False)}</small>"
+    display({"text/html": caption, "text/plain": alt}, raw=True)
+
+
+def spectrum(values: Mapping[str, Any], *, alt: str, share: float | None = None) -> None:
+    """Singular values relative to the largest (left), and the energy that a rank holds (right).
+
+    `values` maps a name to singular values (k,), largest first. `share` in (0, 1] draws a line.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    for name, singular in values.items():
+        S = torch.as_tensor(singular)
+        ranks = np.arange(1, len(S) + 1)
+        left.semilogy(ranks, S / S[0], label=name, **_line(name))
+        right.plot(ranks, 100 * energy(S), label=name, **_line(name))
+    left.set(xlabel="index of the singular value", ylabel="share of the largest")
+    right.set(xlabel="rank", ylabel="energy held (%)", ylim=(0, 103))
+    if share is not None:
+        right.axhline(100 * share, color=GREY, linewidth=1.5, linestyle=":")
+    if len(values) > 1:
+        right.legend()
+    show(figure, alt)
+
+
+def pictures(images: Mapping[str, Any], *, alt: str) -> None:
+    """Pictures in a row, titles above; each (H, W) or (H, W, 3), numbers in [0, 1]."""
+    figure, row = plt.subplots(1, len(images), figsize=(2.1 * len(images), 2.9), squeeze=False)
+    for axes, (title, image) in zip(row[0], images.items(), strict=True):
+        axes.imshow(np.clip(_numbers(image), 0, 1), vmin=0, vmax=1)
+        axes.set_title(title)
+        axes.axis("off")
+    show(figure, alt)
+
+
+def curves(
+    lines: Mapping[str, tuple[Any, Any]],
+    *,
+    alt: str,
+    xlabel: str,
+    ylabel: str,
+    levels: Mapping[str, float] | None = None,
+) -> None:
+    """Lines, each a pair (x, y) under its name, with named horizontal levels for comparison."""
+    figure, axes = plt.subplots()
+    for name, (x, y) in lines.items():
+        few = len(x) <= 20  # markers say where a measurement is
+        axes.plot(_numbers(x), _numbers(y), label=name, marker="o" if few else "", **_line(name))
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color=STAGE.get(name, GREY), linewidth=1.5, linestyle=":", label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if all((_numbers(x) % 1 == 0).all() for x, _ in lines.values()):  # epochs, ranks
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(lines) + len(levels or {}) > 1:
+        axes.legend()
+    show(figure, alt)
+
+
+def cost_against_rank(
+    costs: Mapping[str, Any], dense: float, *, alt: str, unit: str = "numbers to store"
+) -> None:
+    """Cost of factorised forms at ranks 1, 2, ..., beside the dense cost; break-even marked.
+
+    `costs` maps a form to its costs (k,), which rise with the rank.
+    """
+    figure, axes = plt.subplots()
+    axes.axhline(dense, color=STAGE["dense"], linewidth=1.8, linestyle="--", label="dense")
+    for name, cost in costs.items():
+        cost = _numbers(cost)
+        ranks = np.arange(1, len(cost) + 1)
+        (line,) = axes.plot(ranks, cost, label=name, **_line(name))
+        if cost[0] < dense <= cost[-1]:
+            even = float(np.interp(dense, cost, ranks))
+            axes.axvline(even, color=line.get_color(), linewidth=1.5, linestyle=":")
+            axes.text(even, 0.03 * dense, f" break-even {even:.0f}")
+    axes.set(xlabel="rank", ylabel=unit, ylim=(0, None))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.legend(loc="upper left")
+    show(figure, alt)
+
+
+def bars(table: Mapping[str, Mapping[str, float]], *, alt: str) -> None:
+    """One panel a measure (its name holds the unit), one labelled bar a network.
+
+    `table` maps a measure to {network: value}.
+    """
+    size = (min(11.0, 2.6 * len(table) + 0.6), 3.4)
+    figure, row = plt.subplots(1, len(table), figsize=size, squeeze=False)
+    for axes, (measure, values) in zip(row[0], table.items(), strict=True):
+        names = list(values)
+        colours = [STAGE.get(n, COLOURS[i % len(COLOURS)]) for i, n in enumerate(names)]
+        drawn = axes.bar(names, _numbers(list(values.values())), color=colours, width=0.65)
+        axes.bar_label(drawn, labels=[_short(v) for v in values.values()], padding=2)
+        axes.set_title(measure)
+        axes.margins(y=0.15)
+        axes.grid(False)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="x", length=0, rotation=0 if len(names) < 3 else 30)
+    show(figure, alt)
+
+
+def layer_boxes(rows: Mapping[str, nn.Module], *, alt: str) -> None:
+    """Layers as boxes between tensors, one row a version of the layer.
+
+    Each value is a `Conv2d`, a `Linear`, or a `Sequential` of those. A tensor's height shows its
+    channels; a box says the kernel and the number of weights.
+    """
+    versions = {name: _leaves(module) for name, module in rows.items()}
+    most = max(size for layers in versions.values() for _, sizes in layers for size in sizes)
+    figure, column = plt.subplots(len(rows), figsize=(8.5, 1.9 * len(rows)), squeeze=False)
+    for axes, (name, layers) in zip(column[:, 0], versions.items(), strict=True):
+        axes.set_title(name, loc="left", fontweight="bold")
+        axes.axis("off")
+        edge = STAGE["dense"] if len(layers) == 1 else PALETTE["blue"]
+        box = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": edge}
+        _tensor(axes, 0, layers[0][1][0], most)
+        for place, (label, sizes) in enumerate(layers):
+            x = 3.0 * place
+            axes.annotate(
+                "", (x + 2.85, 0), (x + 0.15, 0), arrowprops={"arrowstyle": "->", "color": GREY}
+            )
+            axes.text(x + 1.5, 0, label, ha="center", va="center", bbox=box)
+            _tensor(axes, x + 3.0, sizes[1], most)
+        axes.set(ylim=(-0.75, 0.55), xlim=(-0.4, 3.0 * max(map(len, versions.values())) + 0.4))
+    show(figure, alt)
+
+
+def _line(name: str) -> dict[str, Any]:
+    return {"color": STAGE[name]} if name in STAGE else {}
+
+
+def _numbers(values: Any) -> np.ndarray:
+    return torch.as_tensor(values).detach().cpu().double().numpy()
+
+
+def _short(value: float) -> str:
+    """Three digits that matter: 93.4, 0.372, 11.2M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _tensor(axes: Axes, x: float, channels: int, most: int) -> None:
+    height = max(0.04, 0.9 * channels / most)
+    axes.add_patch(Rectangle((x - 0.1, -height / 2), 0.2, height, color=PALETTE["sky"]))
+    axes.text(x, -0.52, f"{channels}", ha="center", va="top", color=GREY)
+
+
+def _leaves(module: nn.Module) -> list[tuple[str, tuple[int, int]]]:
+    """(label, (channels in, channels out)) of each layer."""
+    found = []
+    for layer in module if isinstance(module, nn.Sequential) else [module]:
+        if isinstance(layer, nn.Conv2d):
+            kind = f"{layer.kernel_size[0]} × {layer.kernel_size[1]} convolution"
+            if max(layer.stride) > 1:
+                kind += f", stride {layer.stride[0]} × {layer.stride[1]}"
+            sizes = (layer.in_channels, layer.out_channels)
+        elif isinstance(layer, nn.Linear):
+            kind, sizes = "linear", (layer.in_features, layer.out_features)
+        else:
+            raise ValueError(f"rows holds a {type(layer).__name__}: give Conv2d or Linear layers")
+        label = textwrap.fill(kind, 20) + f"\n{layer.weight.numel():,} weights"
+        found.append((label, sizes))
+    return found
