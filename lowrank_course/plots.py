@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import io
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,23 +50,15 @@ STAGE = {
 
 def style() -> None:
     """Set matplotlib's defaults for the course: large type, thin axes, the palette."""
-    plt.rcParams.update(
-        {
-            "figure.figsize": (7.5, 3.6),
-            "figure.dpi": 110,
-            "figure.constrained_layout.use": True,
-            "font.size": 13,
-            "axes.titlesize": 13,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.prop_cycle": cycler(color=COLOURS, linestyle=DASHES),
-            "grid.color": "#E0E0E0",
-            "lines.linewidth": 2.4,
-            "image.cmap": "gray",
-            "legend.frameon": False,
-        }
-    )
+    plt.rc("figure", figsize=(7.5, 3.6), dpi=110)
+    plt.rc("figure.constrained_layout", use=True)
+    plt.rc("font", size=13)
+    plt.rc("axes", titlesize=13, grid=True, prop_cycle=cycler(color=COLOURS, linestyle=DASHES))
+    plt.rc("axes.spines", top=False, right=False)
+    plt.rc("grid", color="#E0E0E0")
+    plt.rc("lines", linewidth=2.4)
+    plt.rc("image", cmap="gray")
+    plt.rc("legend", frameon=False)
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -104,14 +95,13 @@ def spectrum(values: Mapping[str, Any], *, alt: str, share: float | None = None)
     for name, singular in values.items():
         S = torch.as_tensor(singular)
         ranks = np.arange(1, len(S) + 1)
-        left.semilogy(ranks, S / S[0], label=name, **_line(name))
-        right.plot(ranks, 100 * energy(S), label=name, **_line(name))
+        left.semilogy(ranks, S / S[0], **_line(name))
+        right.plot(ranks, 100 * energy(S), **_line(name))
     left.set(xlabel="index of the singular value", ylabel="share of the largest")
     right.set(xlabel="rank", ylabel="energy held (%)", ylim=(0, 103))
     if share is not None:
         right.axhline(100 * share, color=GREY, linewidth=1.5, linestyle=":")
-    if len(values) > 1:
-        right.legend()
+    right.legend()
     show(figure, alt)
 
 
@@ -136,8 +126,8 @@ def curves(
     """Lines, each a pair (x, y) under its name, with named horizontal levels for comparison."""
     figure, axes = plt.subplots()
     for name, (x, y) in lines.items():
-        few = len(x) <= 20  # markers say where a measurement is
-        axes.plot(_numbers(x), _numbers(y), label=name, marker="o" if few else "", **_line(name))
+        marker = "o" if len(x) <= 20 else ""  # it says where a measurement is
+        axes.plot(_numbers(x), _numbers(y), marker=marker, **_line(name))
     for name, level in (levels or {}).items():
         axes.axhline(level, color=STAGE.get(name, GREY), linewidth=1.5, linestyle=":", label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -160,14 +150,14 @@ def cost_against_rank(
     for name, cost in costs.items():
         cost = _numbers(cost)
         ranks = np.arange(1, len(cost) + 1)
-        (line,) = axes.plot(ranks, cost, label=name, **_line(name))
+        (line,) = axes.plot(ranks, cost, **_line(name))
         if cost[0] < dense <= cost[-1]:
             even = float(np.interp(dense, cost, ranks))
             axes.axvline(even, color=line.get_color(), linewidth=1.5, linestyle=":")
-            axes.text(even, 0.03 * dense, f" break-even {even:.0f}")
+            axes.text(even, 0.04 * dense, f"break-even {even:.1f} ", ha="right")
     axes.set(xlabel="rank", ylabel=unit, ylim=(0, None))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     show(figure, alt)
 
 
@@ -188,7 +178,9 @@ def bars(table: Mapping[str, Mapping[str, float]], *, alt: str) -> None:
         axes.grid(False)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.tick_params(axis="x", length=0, rotation=0 if len(names) < 3 else 30)
+        axes.tick_params(axis="x", length=0)
+        if len(names) > 2:
+            plt.setp(axes.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     show(figure, alt)
 
 
@@ -219,7 +211,7 @@ def layer_boxes(rows: Mapping[str, nn.Module], *, alt: str) -> None:
 
 
 def _line(name: str) -> dict[str, Any]:
-    return {"color": STAGE[name]} if name in STAGE else {}
+    return {"label": name, **({"color": STAGE[name]} if name in STAGE else {})}
 
 
 def _numbers(values: Any) -> np.ndarray:
@@ -245,14 +237,13 @@ def _leaves(module: nn.Module) -> list[tuple[str, tuple[int, int]]]:
     found = []
     for layer in module if isinstance(module, nn.Sequential) else [module]:
         if isinstance(layer, nn.Conv2d):
-            kind = f"{layer.kernel_size[0]} × {layer.kernel_size[1]} convolution"
+            kind = "{} × {} convolution".format(*layer.kernel_size)
             if max(layer.stride) > 1:
-                kind += f", stride {layer.stride[0]} × {layer.stride[1]}"
+                kind += "\nstride {} × {}".format(*layer.stride)
             sizes = (layer.in_channels, layer.out_channels)
         elif isinstance(layer, nn.Linear):
             kind, sizes = "linear", (layer.in_features, layer.out_features)
         else:
             raise ValueError(f"rows holds a {type(layer).__name__}: give Conv2d or Linear layers")
-        label = textwrap.fill(kind, 20) + f"\n{layer.weight.numel():,} weights"
-        found.append((label, sizes))
+        found.append((f"{kind}\n{layer.weight.numel():,} weights", sizes))
     return found
