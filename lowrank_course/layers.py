@@ -13,7 +13,7 @@ At full rank every form gives the layer's own output, up to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -68,9 +68,9 @@ def full_rank(layer: nn.Module, form: str) -> int:
     return min(_matrix_shape(layer, form))
 
 
-def _check(layer: nn.Module, form: str, rank: int) -> int:
-    shape = _matrix_shape(layer, form)
-    return check_rank(rank, min(shape), shape)
+def _check(layer: nn.Module, form: str, rank: int) -> tuple[int, int, int]:
+    m, n = _matrix_shape(layer, form)
+    return check_rank(rank, min(m, n), (m, n)), m, n
 
 
 def parameters(layer: nn.Module, form: str, rank: int) -> int:
@@ -78,9 +78,9 @@ def parameters(layer: nn.Module, form: str, rank: int) -> int:
 
     `channel_from_basis` adds a bias (O,) where the layer had none.
     """
-    m, n = _matrix_shape(layer, form)
+    rank, m, n = _check(layer, form, rank)
     bias = layer._parameters["bias"]
-    return _check(layer, form, rank) * (m + n) + (0 if bias is None else bias.numel())
+    return rank * (m + n) + (0 if bias is None else bias.numel())
 
 
 def macs(
@@ -92,8 +92,7 @@ def macs(
     `output_hw` is (tokens,), or () for one vector an image. The spatial form strides downwards
     first, so its first layer works on (output height, input width).
     """
-    rank = _check(layer, form, rank)
-    m, n = _matrix_shape(layer, form)
+    rank, m, n = _check(layer, form, rank)
     if form == "spatial":
         return rank * output_hw[0] * (input_hw[1] * m + output_hw[1] * n)
     return rank * (m + n) * math.prod(output_hw)
@@ -107,26 +106,25 @@ def factorise(layer: nn.Module, form: str, rank: int) -> nn.Sequential:
     1..full_rank(layer, form), a weight with NaN, or a layer that `supported` refuses.
     """
     _check(layer, form, rank)
-    if isinstance(layer, nn.Linear):
-        return linear(layer, rank)
-    assert isinstance(layer, nn.Conv2d)  # _check refused all else
-    return channel(layer, rank) if form == "channel" else spatial(layer, rank)
+    forms: dict[str, Callable[..., nn.Sequential]]
+    forms = {"channel": channel, "spatial": spatial, "linear": linear}
+    return forms[form](layer, rank)
 
 
 def channel(conv: nn.Conv2d, rank: int) -> nn.Sequential:
     """kh x kw from C to rank channels, then 1 x 1 to O; sqrt(S) in both, bias in the second."""
-    rank = _check(conv, "channel", rank)
+    rank, _, _ = _check(conv, "channel", rank)
     left, right = balanced_factors(channel_matrix(_weight(conv)), rank)  # (O, r), (r, C*kh*kw)
     return _channel_pair(conv, left, right, conv.bias)
 
 
 def spatial(conv: nn.Conv2d, rank: int) -> nn.Sequential:
     """kh x 1 from C to rank channels, then 1 x kw to O; sqrt(S) in both, bias in the second."""
-    rank = _check(conv, "spatial", rank)
+    rank, _, _ = _check(conv, "spatial", rank)
     left, right = balanced_factors(spatial_matrix(_weight(conv)), rank)  # (C*kh, r), (r, O*kw)
     down = left.mT.unflatten(1, (conv.in_channels, -1)).unsqueeze(3)  # (r, C, kh, 1)
-    across = right.unflatten(1, (conv.out_channels, -1)).mT  # (r, kw, O)
-    across = across.permute(2, 0, 1).unsqueeze(2)  # (O, r, 1, kw)
+    across = right.unflatten(1, (conv.out_channels, -1))  # (r, O, kw)
+    across = across.transpose(0, 1).unsqueeze(2)  # (O, r, 1, kw)
     (sh, sw), (dh, dw), padding = conv.stride, conv.dilation, conv.padding
     ph, pw = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
     return nn.Sequential(
@@ -137,7 +135,7 @@ def spatial(conv: nn.Conv2d, rank: int) -> nn.Sequential:
 
 def linear(layer: nn.Linear, rank: int) -> nn.Sequential:
     """I to rank, then rank to O features; sqrt(S) in both, bias in the second."""
-    rank = _check(layer, "linear", rank)
+    rank, _, _ = _check(layer, "linear", rank)
     left, right = balanced_factors(_weight(layer), rank)  # (O, r), (r, I)
     first = nn.Linear(layer.in_features, rank, bias=False, device="meta")
     second = nn.Linear(rank, layer.out_features, bias=False, device="meta")

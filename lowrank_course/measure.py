@@ -134,7 +134,8 @@ def compare_latency(
     with _evaluating(*models.values()), torch.inference_mode():
         for _ in range(runs):
             for name in order:
-                times[name].append(1000 * timers[name].timeit(1).median)
+                run = timers[name].blocked_autorange(min_run_time=0.02)  # warms up first
+                times[name].append(1000 * run.median)
             order.reverse()
     return {name: statistics.median(values) for name, values in times.items()}
 
