@@ -11,6 +11,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import conftest
 import psutil
@@ -60,6 +61,7 @@ def test_ranges_not_pins():
 def test_every_direct_import_is_declared():
     of_import = {"PIL": "pillow", "sklearn": "scikit-learn"}
     of_import |= {"jupyter_client": "jupyterlab", "cycler": "matplotlib"}  # parts of these
+    of_import |= {"IPython": "ipywidgets"}
     declared = set(ranges(PROJECT["dependencies"]))
     for file in (ROOT / "lowrank_course").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -231,6 +233,15 @@ def test_a_missing_tool_skips_here_and_fails_in_ci(monkeypatch):
         conftest.pytest_runtest_setup(test)
     mark = pytest.mark.needs("no-such-tool", "sh").mark
     conftest.pytest_runtest_setup(test)
+
+
+def test_the_smoke_profile_of_make_test_downloads_nothing(machine, monkeypatch):
+    assert "LOWRANK_PROFILE=smoke" in (ROOT / "Makefile").read_text()
+    monkeypatch.setenv("LOWRANK_PROFILE", "smoke")
+    monkeypatch.setattr(data.socket, "create_connection", lambda *_, **__: MagicMock())
+    monkeypatch.setattr(data, "download", lambda *_: pytest.fail("downloads"))
+    with pytest.warns(UserWarning, match="digits"):
+        assert data.find_data("auto") == "digits"
 
 
 # ---- README ------------------------------------------------------------------------------------
