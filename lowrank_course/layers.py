@@ -13,7 +13,7 @@ At full rank every form gives the layer's own output, up to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -105,41 +105,65 @@ def factorise(layer: nn.Module, form: str, rank: int) -> nn.Sequential:
     kernel size and bias. The layer itself is left untouched. ValueError for a rank outside
     1..full_rank(layer, form), a weight with NaN, or a layer that `supported` refuses.
     """
-    _check(layer, form, rank)
-    forms: dict[str, Callable[..., nn.Sequential]]
-    forms = {"channel": channel, "spatial": spatial, "linear": linear}
-    return forms[form](layer, rank)
+    rank, _, _ = _check(layer, form, rank)
+    left, right = balanced_factors(layer_matrix(layer, form), rank)  # (m, r), (r, n)
+    return from_factors(layer, form, left, right, layer._parameters["bias"])
 
 
 def channel(conv: nn.Conv2d, rank: int) -> nn.Sequential:
     """kh x kw from C to rank channels, then 1 x 1 to O; sqrt(S) in both, bias in the second."""
-    rank, _, _ = _check(conv, "channel", rank)
-    left, right = balanced_factors(channel_matrix(_weight(conv)), rank)  # (O, r), (r, C*kh*kw)
-    return _channel_pair(conv, left, right, conv.bias)
+    return factorise(conv, "channel", rank)
 
 
 def spatial(conv: nn.Conv2d, rank: int) -> nn.Sequential:
     """kh x 1 from C to rank channels, then 1 x kw to O; sqrt(S) in both, bias in the second."""
-    rank, _, _ = _check(conv, "spatial", rank)
-    left, right = balanced_factors(spatial_matrix(_weight(conv)), rank)  # (C*kh, r), (r, O*kw)
-    down = left.mT.unflatten(1, (conv.in_channels, -1)).unsqueeze(3)  # (r, C, kh, 1)
-    across = right.unflatten(1, (conv.out_channels, -1))  # (r, O, kw)
-    across = across.transpose(0, 1).unsqueeze(2)  # (O, r, 1, kw)
-    (sh, sw), (dh, dw), padding = conv.stride, conv.dilation, conv.padding
-    ph, pw = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
-    return nn.Sequential(
-        _conv(conv, down, None, (sh, 1), ph, (dh, 1)),
-        _conv(conv, across, conv.bias, (1, sw), pw, (1, dw)),
-    )
+    return factorise(conv, "spatial", rank)
 
 
 def linear(layer: nn.Linear, rank: int) -> nn.Sequential:
     """I to rank, then rank to O features; sqrt(S) in both, bias in the second."""
-    rank, _, _ = _check(layer, "linear", rank)
-    left, right = balanced_factors(_weight(layer), rank)  # (O, r), (r, I)
-    first = nn.Linear(layer.in_features, rank, bias=False, device="meta")
-    second = nn.Linear(rank, layer.out_features, bias=False, device="meta")
-    return nn.Sequential(_fill(first, layer, right, None), _fill(second, layer, left, layer.bias))
+    return factorise(layer, "linear", rank)
+
+
+def layer_matrix(layer: nn.Module, form: str) -> Tensor:
+    """The matrix (m, n) that `form` factorises: float64, on the CPU, exact for every dtype."""
+    _matrix_shape(layer, form)
+    weight = _weight(layer)
+    return spatial_matrix(weight) if form == "spatial" else channel_matrix(weight)
+
+
+def from_factors(
+    layer: nn.Module, form: str, left: Tensor, right: Tensor, bias: Tensor | None
+) -> nn.Sequential:
+    """The two layers of `form` whose weights are `left` (m, r) and `right` (r, n).
+
+    (m, n) is the shape of `layer_matrix(layer, form)`. `bias` (O,) goes to the second layer.
+    """
+    shape, rank = _matrix_shape(layer, form), left.shape[1]
+    if (left.shape[0], right.shape[1]) != shape or right.shape[0] != rank:
+        raise ValueError(
+            f"left {tuple(left.shape)} and right {tuple(right.shape)} do not make {shape}"
+        )
+    if isinstance(layer, nn.Linear):
+        first = nn.Linear(layer.in_features, rank, bias=False, device="meta")
+        second = nn.Linear(rank, layer.out_features, bias=False, device="meta")
+        return nn.Sequential(_fill(first, layer, right, None), _fill(second, layer, left, bias))
+    assert isinstance(layer, nn.Conv2d)  # _matrix_shape refused all else
+    if form == "channel":
+        first_weight = right.unflatten(1, layer.weight.shape[1:])  # (r, C, kh, kw)
+        return nn.Sequential(
+            _conv(layer, first_weight, None, layer.stride, layer.padding, layer.dilation),
+            _conv(layer, left[:, :, None, None], bias, 1, 0, 1),
+        )
+    down = left.mT.unflatten(1, (layer.in_channels, -1)).unsqueeze(3)  # (r, C, kh, 1)
+    across = right.unflatten(1, (layer.out_channels, -1)).mT  # (r, kw, O)
+    across = across.permute(2, 0, 1).unsqueeze(2)  # (O, r, 1, kw)
+    (sh, sw), (dh, dw), padding = layer.stride, layer.dilation, layer.padding
+    ph, pw = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
+    return nn.Sequential(
+        _conv(layer, down, None, (sh, 1), ph, (dh, 1)),
+        _conv(layer, across, bias, (1, sw), pw, (1, dw)),
+    )
 
 
 def floored_scale(scale: Tensor) -> Tensor:
@@ -155,11 +179,11 @@ def floored_scale(scale: Tensor) -> Tensor:
 
 
 def channel_from_basis(
-    conv: nn.Conv2d, U: Tensor, scale: Tensor | None = None, mean: Tensor | None = None
+    layer: nn.Module, U: Tensor, scale: Tensor | None = None, mean: Tensor | None = None
 ) -> nn.Sequential:
-    """Channel form from a basis of the layer's *responses* y = W x + b (Zhang et al. 2016).
+    """Two layers from a basis of the layer's *responses* y = W x + b (Zhang et al. 2016).
 
-    With D = diag(scale), mu = `mean` and mu0 = mu - b, the first convolution has weight U^T D W
+    With D = diag(scale), mu = `mean` and mu0 = mu - b, the first layer has weight U^T D W
     and no bias, the second weight D^-1 U and bias mu - D^-1 U U^T D mu0. Their output is
     mu + D^-1 U U^T D (y - mu): the mean is kept, the rest is projected in units of D.
 
@@ -172,19 +196,23 @@ def channel_from_basis(
 
     ValueError for a wrong shape, columns that are not orthonormal, NaN, or an unsupported layer.
     """
-    outputs, _ = _matrix_shape(conv, "channel")
+    form = "linear" if isinstance(layer, nn.Linear) else "channel"
+    outputs, _ = _matrix_shape(layer, form)
     if U.ndim != 2 or not 1 <= U.shape[1] <= U.shape[0] == outputs:
         raise ValueError(f"U has shape {tuple(U.shape)}: give ({outputs}, rank), rank at least 1")
     U = U.detach().to("cpu", torch.float64)
     if orthogonality_error(U) > 1e-3:
         raise ValueError("the columns of U are not orthonormal: take them from torch.linalg.eigh")
-    bias = torch.zeros(outputs) if conv.bias is None else conv.bias
-    bias = _vector(bias, outputs, "bias")
+    own = layer._parameters["bias"]
+    bias = (
+        torch.zeros(outputs, dtype=torch.float64) if own is None else _vector(own, outputs, "bias")
+    )
     mu = bias if mean is None else _vector(mean, outputs, "mean")
     D = floored_scale(torch.ones(outputs) if scale is None else _vector(scale, outputs, "scale"))
-    right = U.mT @ (D[:, None] * channel_matrix(_weight(conv)))  # (r, C*kh*kw)
+    right = U.mT @ (D[:, None] * layer_matrix(layer, form))  # (r, C*kh*kw)
     left = U / D[:, None]  # (O, r)
-    return _channel_pair(conv, left, right, mu - left @ (U.mT @ (D * (mu - bias))))
+    bias = mu - left @ (U.mT @ (D * (mu - bias)))
+    return from_factors(layer, form, left, right, bias)
 
 
 def _vector(values: Tensor, length: int, name: str) -> Tensor:
@@ -198,14 +226,6 @@ def _weight(layer: Layer) -> Tensor:
     if not torch.isfinite(layer.weight).all():
         raise ValueError(f"weight of {layer} holds NaN or infinite values: train or load it again")
     return layer.weight.detach().to("cpu", torch.float64)
-
-
-def _channel_pair(conv: nn.Conv2d, left: Tensor, right: Tensor, bias: Tensor | None):  # type: ignore
-    first = right.unflatten(1, conv.weight.shape[1:])  # (r, C, kh, kw)
-    return nn.Sequential(
-        _conv(conv, first, None, conv.stride, conv.padding, conv.dilation),
-        _conv(conv, left[:, :, None, None], bias, 1, 0, 1),
-    )
 
 
 def _conv(conv, weight, bias, stride, padding, dilation):  # type: ignore
