@@ -1,12 +1,13 @@
 """The course's pictures: one palette, one style, alt text on every figure.
 
-Call `style()` once. Each drawing function shows its figure, with the sentence `alt` as alternative
-text and as caption, and returns None. For a figure of your own, call `show(figure, alt)`.
+Call `style()` once. Each drawing function shows its figure, with the sentence `alt` for those who
+cannot see it, and returns None. For a figure of your own, call `show(figure, alt)`.
 Tensors, arrays and lists are all taken as numbers.
 """
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 from collections.abc import Mapping
@@ -64,8 +65,8 @@ def style() -> None:
 def show(figure: Figure, alt: str) -> None:
     """Show a figure with alternative text, then close it.
 
-    The text is put on the image (nbconvert and other viewers read it there) and below it as a small
-    caption, because JupyterLab 4 has no alternative text for image outputs.
+    The image goes out as HTML, because JupyterLab, nbconvert and myst-nb drop the alternative text
+    of plain image outputs. Where no picture can be shown, the text takes its place.
     """
     alt = " ".join(alt.split())
     if not alt:
@@ -79,11 +80,9 @@ def show(figure: Figure, alt: str) -> None:
         picture = picture.quantize(64, dither=Image.Dither.NONE)
     picture.save(buffer, format=kind, quality=75, optimize=True)
     plt.close(figure)
-    mime = f"image/{kind}"
-    metadata = {mime: {"alt": alt}}
-    display({mime: buffer.getvalue(), "text/plain": alt}, raw=True, metadata=metadata)
-    caption = f"<small>{html.escape(alt, quote=False)}</small>"
-    display({"text/html": caption, "text/plain": alt}, raw=True)
+    source = base64.b64encode(buffer.getvalue()).decode()
+    image = f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{source}">'
+    display({"text/html": image, "text/plain": alt}, raw=True)
 
 
 def spectrum(values: Mapping[str, Any], *, alt: str, share: float | None = None) -> None:
