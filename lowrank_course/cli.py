@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 PROFILES = ("smoke", "laptop", "full")
 REINSTALL = "run `python -m pip install -e .` in the folder of the course"
@@ -36,7 +38,52 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help="check this machine, and say how to mend it")
     command.set_defaults(run=doctor)
 
+    command = commands.add_parser("demo", help="compress the shipped ResNet-18, and measure it")
+    command.add_argument("--data", choices=("auto", "imagenette", "digits"), default="auto")
+    command.add_argument(
+        "--profile", choices=PROFILES, default=os.environ.get("LOWRANK_PROFILE") or "laptop"
+    )
+    command.add_argument("--json", metavar="FILE", help="write the table and how it was made")
+    command.set_defaults(run=demo)
+
+    command = commands.add_parser("train", help="train a shipped network from scratch, or go on")
+    command.add_argument("--data", choices=("imagenette", "digits"), default="imagenette")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", metavar="FOLDER", default="trained", help="default: trained")
+    command.set_defaults(run=train)
+
     return top
+
+
+def demo(args: argparse.Namespace) -> int:
+    """The whole story in the terminal, ending in the table; its record as JSON on request."""
+    from .data import write_text
+    from .demo import demo, table
+
+    if args.json:
+        write_text(args.json, "{}")  # a folder that cannot be written is told before the work
+    record = demo(args.data, args.profile)
+    if args.json:
+        write_text(args.json, json.dumps(record, indent=1))
+    about = record["data"]
+    print(
+        f"\n{about['name']}, {about['size']} px, {about['evaluated']} validation images, "
+        f"{record['machine']['threads']} threads\n\n{table(record)}\n\n"
+        f"{record['seconds']:.0f} seconds, {record['peak_memory_mb'] / 1000:.1f} GB of memory"
+    )
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Rebuild a shipped network: weights and record; a second call goes on where one stopped."""
+    from .recipes import train_shipped
+
+    record = train_shipped(args.data, Path(args.out), args.seed)
+    print(
+        f"top-1 on held-out training images {record['accuracy']['holdout']:.2f} %, "
+        f"on the validation images {record['accuracy']['val']:.2f} %; written to {args.out}"
+    )
+    return 0
 
 
 # ---- doctor ------------------------------------------------------------------------------------

@@ -209,20 +209,12 @@ def _choices(
 
 def _cost(layer: nn.Module, calls: Shapes, form: str, rank: int, cost: str) -> float:
     """Parameters of the layer, or MACs of all its calls for one image."""
-    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
     if cost == "params":
-        if form == "dense":
-            return weight.numel() + (0 if bias is None else bias.numel())
-        return parameters(layer, form, rank)
-    total = 0
-    for given, out in calls:
-        before, after = _positions(layer, given), _positions(layer, out)
-        total += (
-            math.prod(after) * weight.numel()
-            if form == "dense"
-            else macs(layer, form, rank, before, after)
-        )
-    return total
+        return count_parameters(layer) if form == "dense" else parameters(layer, form, rank)
+    places = [(_positions(layer, given), _positions(layer, out)) for given, out in calls]
+    if form == "dense":
+        return layer.get_parameter("weight").numel() * sum(math.prod(after) for _, after in places)
+    return sum(macs(layer, form, rank, before, after) for before, after in places)
 
 
 def _positions(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -270,7 +270,9 @@ def decode(path: Path, side: int) -> np.ndarray:
         ) from error
     scale = side / min(rgb.size)
     if scale != 1:
-        rgb = rgb.resize((round(rgb.width * scale), round(rgb.height * scale)), Image.BILINEAR)
+        rgb = rgb.resize(
+            (round(rgb.width * scale), round(rgb.height * scale)), Image.Resampling.BILINEAR
+        )
     left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
     return np.asarray(rgb.crop((left, top, left + side, top + side)))
 
@@ -299,6 +301,12 @@ def written_beside(target: Path, size: int = 0) -> Iterator[Path]:
         raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, all of it or nothing."""
+    with written_beside(Path(path)) as beside:
+        beside.write_text(text + "\n", encoding="utf-8")
 
 
 def make_loader(

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from .linalg import balanced_factors, check_rank, orthogonality_error
 
-Layer: TypeAlias = nn.Conv2d | nn.Linear
 SCALE_FLOOR = 1e-3  # smallest batch-norm scale, relative to the largest of its layer
 
 
@@ -221,11 +219,12 @@ def _vector(values: Tensor, length: int, name: str) -> Tensor:
     return values.detach().to("cpu", torch.float64)
 
 
-def _weight(layer: Layer) -> Tensor:
+def _weight(layer: nn.Module) -> Tensor:
     """The weight in float64 on the CPU: exact factors for every dtype and device."""
-    if not torch.isfinite(layer.weight).all():
+    weight = layer.get_parameter("weight")
+    if not torch.isfinite(weight).all():
         raise ValueError(f"weight of {layer} holds NaN or infinite values: train or load it again")
-    return layer.weight.detach().to("cpu", torch.float64)
+    return weight.detach().to("cpu", torch.float64)
 
 
 def _conv(conv, weight, bias, stride, padding, dilation):  # type: ignore

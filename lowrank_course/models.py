@@ -42,7 +42,7 @@ def resnet18(width: int = 64, classes: int = 10) -> ResNet:
     return model
 
 
-def load_resnet18(name: str = "imagenette") -> nn.Module:
+def load_resnet18(name: str = "imagenette") -> ResNet:
     """A trained network that ships with the course, in eval mode; nothing is downloaded.
 
     Parameters
@@ -52,7 +52,7 @@ def load_resnet18(name: str = "imagenette") -> nn.Module:
     Returns
     -------
     nn.Module
-        float32; takes RGB images (N, 3, H, W) normalised as for ImageNet, gives logits (N, 10).
+        float32. Takes RGB images (N, 3, H, W) normalised as for ImageNet, gives logits (N, 10).
         `evaluation_size` is the size in pixels at which its accuracy was recorded, `classes` the
         names of its classes.
     """

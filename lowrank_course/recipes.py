@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 import torchvision
 
-from .data import cache_folder, load_images, make_loader, written_beside
+from .data import cache_folder, load_images, make_loader, write_text
 from .models import load_state, read_weights, resnet18, save_weights
 from .train import evaluate, train
 
@@ -112,6 +111,5 @@ def train_shipped(name: str, folder: Path, seed: int = 0) -> dict[str, Any]:
         "machine": machine(),
         "log": log,
     }
-    with written_beside(folder / f"{name}.json") as beside:
-        beside.write_text(json.dumps(record, indent=1) + os.linesep, encoding="utf-8")
+    write_text(folder / f"{name}.json", json.dumps(record, indent=1))
     return record

@@ -93,9 +93,9 @@ def train(
 
     accelerator = Accelerator()
     device = accelerator.device
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     if teacher is not None:
-        teacher.to(device, memory_format=torch.channels_last).eval()
+        teacher.to(device).to(memory_format=torch.channels_last).eval()
 
     steps_per_epoch = len(accelerator.prepare(make_loader(images, batch_size, augment=True)))
     steps = epochs * steps_per_epoch
