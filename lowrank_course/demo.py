@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 import time
-from dataclasses import asdict
 from typing import Any
 
 import psutil
