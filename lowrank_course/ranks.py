@@ -73,13 +73,15 @@ def global_budget(choices: Mapping[str, Sequence[Choice]], budget: float) -> dic
     def cost(picked: Mapping[str, Choice]) -> float:
         return sum(choice.cost for choice in picked.values())
 
-    cheapest = {name: min(options, key=lambda c: c.cost) for name, options in choices.items()}
-    if cost(cheapest) > budget:
-        raise ValueError(f"budget={budget} is below {cost(cheapest)}, the cost of the least ranks")
+    least = sum(min(choice.cost for choice in options) for options in choices.values())
+    if least > budget:
+        raise ValueError(f"budget={budget} is below {least}, the cost of the least ranks")
     if cost(at(0.0)) <= budget:
         return at(0.0)
-    low, high = 0.0, 1.0 / max(1e-12, min(c.cost for options in choices.values() for c in options))
-    best = cheapest
+    low, high = 0.0, 1.0
+    while cost(at(high)) > budget:  # ends: a high enough price leaves only the cheapest
+        high *= 2
+    best = at(high)
     for _ in range(200):
         price = (low * high) ** 0.5 if low > 0 else high * 1e-12
         picked = at(price)
