@@ -238,6 +238,21 @@ def test_without_scale_and_mean_the_weight_is_projected(drawn):
     assert relative_error(channel_from_basis(conv, U), projected, x) < 1e-10
 
 
+@given(drawn=linears())
+def test_a_basis_serves_linear_layers_too(drawn):
+    layer, x = drawn
+    outputs = layer.out_features
+    U, _ = torch.linalg.qr(torch.vander(torch.arange(1.0, outputs + 1).double()))
+    mean, scale = torch.arange(outputs).double() - 2, torch.arange(outputs).double() - 1
+    exact = channel_from_basis(layer, U, scale, mean)
+    assert relative_error(exact, layer, x) < 1e-10
+    small = channel_from_basis(layer, U[:, :1], scale, mean)
+    D = floored_scale(scale)
+    with torch.no_grad():
+        expected = mean + ((D * (layer(x) - mean)) @ U[:, :1] @ U[:, :1].mT) / D
+        torch.testing.assert_close(small(x), expected)
+
+
 def test_floor_keeps_signs_and_is_reached_once():
     scale = torch.tensor([10.0, -1e-9, 0.0, -3.0, 1e-9])
     floored = floored_scale(scale)
@@ -314,6 +329,10 @@ EYE = torch.eye(8)
         (lambda: channel_from_basis(CONV, EYE[0]), r"U has shape \(8,\)"),
         (lambda: channel_from_basis(CONV, 2 * EYE), "not orthonormal"),
         (lambda: channel_from_basis(CONV, EYE * float("nan")), "U holds NaN or infinite"),
+        (
+            lambda: layers.from_factors(CONV, "channel", EYE[:, :2], torch.ones(2, 26), None),
+            r"left \(8, 2\) and right \(2, 26\) do not make \(8, 27\)",
+        ),
         (lambda: channel_from_basis(CONV, EYE, torch.ones(3)), r"scale of shape \(3,\)"),
         (lambda: channel_from_basis(CONV, EYE, None, EYE[0] / 0), "mean .* finite numbers"),
     ],
