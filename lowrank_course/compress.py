@@ -203,7 +203,8 @@ def _choices(
             if cost == "params" and basis is not None and layer.bias is None:
                 price += len(basis.mean)  # the second layer gets a bias
             if price < dense:
-                choices.append(Choice(each, rank, max(0.0, float(left[rank])), price))
+                error = max(1e-12, float(left[rank]))  # only the dense layer is exact
+                choices.append(Choice(each, rank, error, price))
     return choices
 
 
