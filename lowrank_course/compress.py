@@ -154,7 +154,7 @@ def compress(
                 new = factorise(layer, c.form, c.rank)
             else:
                 new = channel_from_basis(layer, basis.U[:, : c.rank], basis.scale, basis.mean)
-            _replace(small, layer, new)
+            small = _replace(small, layer, new)
     small.plan = Plan(tuple(rows), cost)  # type: ignore[assignment]
     if data is not None and recalibrate and any(row.rank for row in rows):
         responses.recalibrate(small, data)
@@ -234,12 +234,15 @@ def _reason(layer: nn.Module, calls: Shapes) -> str:
     return supported(layer) or ""
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `model` holds `old`."""
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """`model` with `new` wherever it holds, or is, `old`."""
+    if model is old:
+        return new
     for parent in list(model.modules()):
         for key, child in list(parent.named_children()):
             if child is old:
                 setattr(parent, key, new)
+    return model
 
 
 def _check(model: nn.Module, example: Tensor, budget: float, cost: str, form: str) -> None:
@@ -265,9 +268,10 @@ def rebuild(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module
         layer = layers[row.name]
         if row.rank:
             m, n = layer_matrix(layer, row.form).shape
-            bias = state.get(f"{row.name}.1.bias")
+            bias = state.get(f"{row.name}.1.bias".lstrip("."))  # "": model is that layer
             factors = torch.zeros(m, row.rank), torch.zeros(row.rank, n)
-            _replace(small, layer, from_factors(layer, row.form, *factors, bias))
+            new = from_factors(layer, row.form, *factors, bias)
+            small = _replace(small, layer, new)
     small.load_state_dict(state)
     small.plan = plan  # type: ignore[assignment]
     return small
