@@ -212,15 +212,17 @@ def _cost(layer: nn.Module, calls: Shapes, form: str, rank: int, cost: str) -> f
     """Parameters of the layer, or MACs of all its calls for one image."""
     if cost == "params":
         return count_parameters(layer) if form == "dense" else parameters(layer, form, rank)
-    places = [(_positions(layer, given), _positions(layer, out)) for given, out in calls]
-    if form == "dense":
-        return layer.get_parameter("weight").numel() * sum(math.prod(after) for _, after in places)
-    return sum(macs(layer, form, rank, before, after) for before, after in places)
-
-
-def _positions(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Where a layer works: (height, width) of a convolution, (tokens,) or () of a linear layer."""
-    return shape[2:] if isinstance(layer, nn.Conv2d) else shape[1:-1]
+    result = 0
+    for given, out in calls:  # (N, C, H, W); N > 1 where the model folds one image into several
+        conv = isinstance(layer, nn.Conv2d)
+        images = math.prod(out[:-3]) if conv else 1
+        before, after = (given[-2:], out[-2:]) if conv else (given[:-1], out[:-1])
+        if form == "dense":
+            once = layer.get_parameter("weight").numel() * math.prod(after)
+        else:
+            once = macs(layer, form, rank, before, after)
+        result += images * once
+    return result
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
