@@ -119,7 +119,10 @@ def compress(
     small = copy.deepcopy(model).eval()
     layers = _layers(small)
     shapes = layer_shapes(small, example)
-    reasons = {name: _reason(layer, shapes[name]) for name, layer in layers.items()}
+    reasons = {
+        name: (supported(layer) or "") if shapes[name] else "not called, or read from outside"
+        for name, layer in layers.items()
+    }
     free = [name for name, reason in reasons.items() if not reason]
     if not free:
         raise ValueError("model has no convolution or linear layer that can be factorised")
@@ -214,26 +217,18 @@ def _cost(layer: nn.Module, calls: Shapes, form: str, rank: int, cost: str) -> f
         return count_parameters(layer) if form == "dense" else parameters(layer, form, rank)
     result = 0
     for given, out in calls:  # (N, C, H, W); N > 1 where the model folds one image into several
-        conv = isinstance(layer, nn.Conv2d)
-        images = math.prod(out[:-3]) if conv else 1
-        before, after = (given[-2:], out[-2:]) if conv else (given[:-1], out[:-1])
+        images, before, after = 1, given[:-1], out[:-1]
+        if isinstance(layer, nn.Conv2d):
+            images, before, after = math.prod(out[:-3]), given[-2:], out[-2:]
         if form == "dense":
-            once = layer.get_parameter("weight").numel() * math.prod(after)
+            result += images * layer.get_parameter("weight").numel() * math.prod(after)
         else:
-            once = macs(layer, form, rank, before, after)
-        result += images * once
+            result += images * macs(layer, form, rank, before, after)
     return result
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-
-
-def _reason(layer: nn.Module, calls: Shapes) -> str:
-    """Why a layer must stay dense; "" if it need not."""
-    if not calls:
-        return "it is not called, or its weight is read from outside"
-    return supported(layer) or ""
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
