@@ -87,18 +87,20 @@ def run(model: nn.Module, batches: Batches) -> None:
 
 def following_batch_norms(model: nn.Module, example: Tensor) -> dict[str, _BatchNorm]:
     """Which batch norm takes the output of which layer directly, seen in one forward pass."""
-    made_by: dict[int, tuple[str, Tensor]] = {}
+    made_by: dict[int, tuple[str, int, Tensor]] = {}
     found: dict[str, _BatchNorm] = {}
 
     def remember(name: str):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, __: object, output: Tensor) -> None:
-            made_by[id(output)] = (name, output)  # kept alive, so that no id is used twice
+            # Kept alive, so that no id is used twice; the version tells of changes in place.
+            made_by[id(output)] = (name, output._version, output)
 
         return hook
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if args and id(args[0]) in made_by:
-            found[made_by[id(args[0])][0]] = module  # type: ignore[assignment]
+        name, version, _ = made_by.get(id(args[0]), ("", -1, None))
+        if args[0]._version == version:
+            found[name] = module  # type: ignore[assignment]
 
     hooks = []
     for name, module in model.named_modules():
