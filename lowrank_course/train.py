@@ -24,14 +24,17 @@ TEMPERATURE = 4.0  # of distillation, Hinton et al. 2015
 def answers(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Which images `model` names right: bool tensor (N,), in the loader's order."""
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
+    modes = {module: module.training for module in model.modules()}
     right = []
-    with torch.inference_mode():
-        for images, labels in loader:
-            images = images.to(device, memory_format=torch.channels_last)
-            right.append(model(images).argmax(1).cpu() == labels.cpu())
-    model.train(was_training)
+    try:
+        model.eval()
+        with torch.inference_mode():
+            for images, labels in loader:
+                images = images.to(device, memory_format=torch.channels_last)
+                right.append(model(images).argmax(1).cpu() == labels.cpu())
+    finally:
+        for module, training in modes.items():
+            module.training = training
     if not right:
         raise ValueError("loader gives no batches; pass a loader that holds images")
     return torch.cat(right)
