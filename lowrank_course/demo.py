@@ -95,7 +95,7 @@ def demo(data: str = "auto", profile: str = "laptop") -> dict[str, Any]:
         "command": f"lowrank-course demo --data {name} --profile {profile}",
         "rows": rows,
         "data": {"name": name, "size": size, "evaluated": len(judged), **options},
-        "plan": json.loads(truncated.plan.to_json())["rows"],
+        "plan": json.loads(truncated.plan.to_json())["rows"],  # type: ignore[operator, union-attr]
         "log": history,
         "machine": machine(),
         "seconds": time.perf_counter() - start,
