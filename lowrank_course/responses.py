@@ -98,9 +98,10 @@ def following_batch_norms(model: nn.Module, example: Tensor) -> dict[str, _Batch
         return hook
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        name, version, _ = made_by.get(id(args[0]), ("", -1, None))
-        if args[0]._version == version:
-            found[name] = module  # type: ignore[assignment]
+        if args and id(args[0]) in made_by:
+            name, version, output = made_by[id(args[0])]
+            if output._version == version:
+                found[name] = module  # type: ignore[assignment]
 
     hooks = []
     for name, module in model.named_modules():
