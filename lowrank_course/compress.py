@@ -33,6 +33,7 @@ from .responses import Batches
 
 COSTS = ("macs", "params")
 FORMS = ("channel", "spatial", "auto")
+Layer = nn.Conv2d | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,9 @@ def compress(
 
     rows = []
     for name, layer in layers.items():
-        if name not in picked:
-            dense = _cost(layer, shapes[name], "dense", 0, cost)
-            rows.append(Row(name, "dense", 0, 0.0, dense, dense, reasons[name]))
-            continue
-        c = picked[name]
-        rows.append(Row(name, c.form, c.rank, c.error, choices[name][0].cost, c.cost))
+        dense = _cost(layer, shapes[name], "dense", 0, cost)
+        c = picked.get(name, Choice("dense", 0, 0.0, dense))
+        rows.append(Row(name, c.form, c.rank, c.error, dense, c.cost, reasons[name]))
         if c.rank:
             basis = bases.get(name)
             if basis is None or c.form == "spatial":
@@ -186,16 +184,13 @@ def _bases(model: nn.Module, example: Tensor, data: Batches, names: list[str]) -
 
 
 def _choices(
-    layer: nn.Module, calls: Shapes, form: str, cost: str, basis: _Basis | None
+    layer: Layer, calls: Shapes, form: str, cost: str, basis: _Basis | None
 ) -> list[Choice]:
     """Dense first, then every form and rank that costs less than dense."""
     dense = _cost(layer, calls, "dense", 0, cost)
     choices = [Choice("dense", 0, 0.0, dense)]
-    forms = [form]
-    if isinstance(layer, nn.Linear):
-        forms = ["linear"]
-    elif form == "auto":
-        forms = ["channel", "spatial"] if basis is None else ["channel"]
+    both = ["channel", "spatial"] if basis is None else ["channel"]
+    forms = ["linear"] if isinstance(layer, nn.Linear) else both if form == "auto" else [form]
     for each in forms:
         if basis is not None and each != "spatial":
             left = errors(basis.values.sqrt())
@@ -211,7 +206,7 @@ def _choices(
     return choices
 
 
-def _cost(layer: nn.Module, calls: Shapes, form: str, rank: int, cost: str) -> float:
+def _cost(layer: Layer, calls: Shapes, form: str, rank: int, cost: str) -> float:
     """Parameters of the layer, or MACs of all its calls for one image."""
     if cost == "params":
         return count_parameters(layer) if form == "dense" else parameters(layer, form, rank)
@@ -221,14 +216,14 @@ def _cost(layer: nn.Module, calls: Shapes, form: str, rank: int, cost: str) -> f
         if isinstance(layer, nn.Conv2d):
             images, before, after = math.prod(out[:-3]), given[-2:], out[-2:]
         if form == "dense":
-            result += images * layer.get_parameter("weight").numel() * math.prod(after)
+            result += images * layer.weight.numel() * math.prod(after)
         else:
             result += images * macs(layer, form, rank, before, after)
     return result
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+def _layers(model: nn.Module) -> dict[str, Layer]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, Layer)}
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
@@ -301,5 +296,5 @@ def load_compressed(path: str | Path, model: nn.Module) -> nn.Module:
     try:
         return rebuild(model, plan, state)
     except (RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path} was made from another network than model: {first}") from error
+        last = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{path} was made from another network than model: {last}") from error
