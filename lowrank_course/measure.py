@@ -131,7 +131,7 @@ def compare_latency(
     }
     times: dict[str, list[float]] = {name: [] for name in models}
     order = list(models)
-    with _evaluating(*models.values()), torch.inference_mode():
+    with evaluating(*models.values()), torch.inference_mode():
         for _ in range(runs):
             for name in order:
                 run = timers[name].blocked_autorange(min_run_time=0.02)  # warms up first
@@ -152,7 +152,7 @@ def check_example(example: Tensor) -> None:
 
 
 @contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
+def evaluating(*models: nn.Module) -> Iterator[None]:
     """Eval mode inside, and every module's own mode again afterwards."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
@@ -170,7 +170,7 @@ def _run_one_image(model: nn.Module, example: Tensor) -> None:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(example[:1])
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from .measure import evaluating
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -57,7 +60,8 @@ def covariances(
 
     hooks = [model.get_submodule(name).register_forward_hook(hook_for(name)) for name in names]
     try:
-        run(model.eval(), batches)
+        with evaluating(model):
+            run(model, batches)
     finally:
         for hook in hooks:
             hook.remove()
@@ -110,7 +114,8 @@ def following_batch_norms(model: nn.Module, example: Tensor) -> dict[str, _Batch
         elif isinstance(module, _BatchNorm):
             hooks.append(module.register_forward_pre_hook(look))
     try:
-        run(model.eval(), [(example[:1], example[:1])])
+        with evaluating(model):
+            run(model, [(example[:1], example[:1])])
     finally:
         for hook in hooks:
             hook.remove()
@@ -129,20 +134,21 @@ def recalibrate(model: nn.Module, batches: Batches) -> None:
     """Estimate the running statistics of all batch norms anew, in place; no weight changes.
 
     A truncated layer shifts and shrinks what follows; about a thousand training images are enough
-    to measure the new means and variances. All images count alike (cumulative average).
+    to measure the new means and variances. All batches count alike (cumulative average).
     """
-    modes = {module: module.training for module in model.modules()}
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
+    before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
     try:
-        model.eval()  # dropout stays off
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # the cumulative average
-        run(model, batches)
+        with evaluating(model):  # dropout stays off
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # the cumulative average
+            run(model, batches)
+    except BaseException:
+        for norm, (_, state) in zip(norms, before, strict=True):
+            norm.load_state_dict(state)
+        raise
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, (momentum, _) in zip(norms, before, strict=True):
             norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training

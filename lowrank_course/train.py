@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from .data import ImageSet, make_loader, written_beside
+from .measure import evaluating
 
 TEMPERATURE = 4.0  # of distillation, Hinton et al. 2015
 
@@ -24,17 +25,11 @@ TEMPERATURE = 4.0  # of distillation, Hinton et al. 2015
 def answers(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Which images `model` names right: bool tensor (N,), in the loader's order."""
     device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
     right = []
-    try:
-        model.eval()
-        with torch.inference_mode():
-            for images, labels in loader:
-                images = images.to(device, memory_format=torch.channels_last)
-                right.append(model(images).argmax(1).cpu() == labels.cpu())
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model), torch.inference_mode():
+        for images, labels in loader:
+            images = images.to(device, memory_format=torch.channels_last)
+            right.append(model(images).argmax(1).cpu() == labels.cpu())
     if not right:
         raise ValueError("loader gives no batches; pass a loader that holds images")
     return torch.cat(right)
