@@ -90,7 +90,10 @@ def run(model: nn.Module, batches: Batches) -> None:
 
 
 def following_batch_norms(model: nn.Module, example: Tensor) -> dict[str, _BatchNorm]:
-    """Which batch norm takes the output of which layer directly, seen in one forward pass."""
+    """Which batch norm takes the output of which layer directly, seen in one forward pass.
+
+    Batch norms that keep no running statistics scale every batch anew and are left out.
+    """
     made_by: dict[int, tuple[str, int, Tensor]] = {}
     found: dict[str, _BatchNorm] = {}
 
@@ -104,7 +107,7 @@ def following_batch_norms(model: nn.Module, example: Tensor) -> dict[str, _Batch
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if args and id(args[0]) in made_by:
             name, version, output = made_by[id(args[0])]
-            if output._version == version:
+            if output._version == version and module.running_var is not None:
                 found[name] = module  # type: ignore[assignment]
 
     hooks = []
