@@ -61,7 +61,7 @@ def demo(args: argparse.Namespace) -> int:
     from .demo import demo, table
 
     if args.json:
-        write_text(args.json, "{}")  # a folder that cannot be written is told before the work
+        check_writable(Path(args.json))  # told before the work
     record = demo(args.data, args.profile)
     if args.json:
         write_text(args.json, json.dumps(record, indent=1))
@@ -72,6 +72,15 @@ def demo(args: argparse.Namespace) -> int:
         f"{record['seconds']:.0f} seconds, {record['peak_memory_mb'] / 1000:.1f} GB of memory"
     )
     return 0
+
+
+def check_writable(path: Path) -> None:
+    """OSError unless a file can be written at `path`; a missing folder is made."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def train(args: argparse.Namespace) -> int:
