@@ -68,8 +68,7 @@ def show(figure: Figure, alt: str) -> None:
     The image goes out as HTML, because JupyterLab, nbconvert and myst-nb drop the alternative text
     of plain image outputs. Where no picture can be shown, the text takes its place.
     """
-    alt = " ".join(alt.split())
-    if not alt:
+    if not alt.strip():
         raise ValueError("alt is empty: say in a sentence what one sees in the figure")
     # Photographs are small as JPEG, drawings as PNG with 64 colours. The course's limit is 60 kB.
     kind = "jpeg" if any(axes.images for axes in figure.axes) else "png"
@@ -106,7 +105,9 @@ def spectrum(values: Mapping[str, Any], *, alt: str, share: float | None = None)
 
 def pictures(images: Mapping[str, Any], *, alt: str) -> None:
     """Pictures in a row, titles above; each (H, W) or (H, W, 3), numbers in [0, 1]."""
-    figure, row = plt.subplots(1, len(images), figsize=(2.1 * len(images), 2.9), squeeze=False)
+    tall, wide = next(iter(images.values())).shape[:2]
+    size = (2.1 * len(images), 2.0 * tall / wide + 0.35)
+    figure, row = plt.subplots(1, len(images), figsize=size, squeeze=False)
     for axes, (title, image) in zip(row[0], images.items(), strict=True):
         axes.imshow(np.clip(_numbers(image), 0, 1), vmin=0, vmax=1)
         axes.set_title(title)
@@ -124,9 +125,11 @@ def curves(
 ) -> None:
     """Lines, each a pair (x, y) under its name, with named horizontal levels for comparison."""
     figure, axes = plt.subplots()
+    long = max(len(x) for x, _ in lines.values()) > 20
     for name, (x, y) in lines.items():
         marker = "o" if len(x) <= 20 else ""  # it says where a measurement is
-        axes.plot(_numbers(x), _numbers(y), marker=marker, **_line(name))
+        (line,) = axes.plot(_numbers(x), _numbers(y), marker=marker, **_line(name))
+        line.set_linewidth(0 if marker and long else 2.4)  # dots only, beside a long curve
     for name, level in (levels or {}).items():
         axes.axhline(level, color=STAGE.get(name, GREY), linewidth=1.5, linestyle=":", label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -146,8 +149,7 @@ def cost_against_rank(
     """
     figure, axes = plt.subplots()
     axes.axhline(dense, color=STAGE["dense"], linewidth=1.8, linestyle="--", label="dense")
-    for name, cost in costs.items():
-        cost = _numbers(cost)
+    for name, cost in ((name, _numbers(values)) for name, values in costs.items()):
         ranks = np.arange(1, len(cost) + 1)
         (line,) = axes.plot(ranks, cost, **_line(name))
         if cost[0] < dense <= cost[-1]:
@@ -210,7 +212,7 @@ def layer_boxes(rows: Mapping[str, nn.Module], *, alt: str) -> None:
 
 
 def _line(name: str) -> dict[str, Any]:
-    return {"label": name, **({"color": STAGE[name]} if name in STAGE else {})}
+    return {"label": name} | ({"color": STAGE[name]} if name in STAGE else {})
 
 
 def _numbers(values: Any) -> np.ndarray:

@@ -1,0 +1,658 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 02 · The SVD
+#
+# **The question:** What is the best small copy of a matrix?
+#
+# **After this chapter you can**
+#
+# - split any matrix into three simple factors, and say the shape of each;
+# - cut the factors to a given rank, and predict the error before you cut;
+# - check that no other matrix of that rank is closer;
+# - decide whether a rank saves anything;
+# - avoid the usual traps: energy read as accuracy, `V` taken for `Vh`, signs and ties.
+#
+# **You need:** matrix products and a first look at PyTorch tensors. No data is downloaded.
+#
+# **Time:** 25 minutes to read, under 1 minute to run.
+
+# %%
+import importlib.util
+
+if importlib.util.find_spec("lowrank_course") is None:  # on Colab; elsewhere nothing is installed
+    print("Fetching the course's package")
+    # %pip install --quiet --no-deps lowrank-course tensorly
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.cbook import get_sample_data
+
+from lowrank_course import linalg, plots
+
+plots.style()
+
+# %% [markdown]
+# ## 1. Three factors
+#
+# The **singular value decomposition** (SVD) writes a matrix $A$ of shape $(m, n)$ as a product:
+#
+# $$A = U \, \mathrm{diag}(S) \, V^\top$$
+#
+# The columns of $U$ have length 1 and are at right angles to each other; so are those of $V$. Such
+# columns are called **orthonormal**. The numbers in $S$, the **singular values**, are not negative
+# and are sorted, largest first.
+#
+# **Predict.** $A$ has 6 rows and 4 columns. What shapes do `U`, `S` and `Vh` (which is $V^\top$) have?
+
+# %% tags=["nbval-check-output"]
+torch.manual_seed(0)
+A = torch.randn(6, 4, dtype=torch.float64)
+
+for full in (True, False):
+    U, S, Vh = torch.linalg.svd(A, full_matrices=full)
+    print("full" if full else "thin", [tuple(factor.shape) for factor in (U, S, Vh)])
+
+# %% [markdown]
+# **Explain.** There are only min(m, n) singular values, here 4. The full form adds two more columns
+# to `U` so that it is square, but nothing multiplies them. The **thin** form leaves them out. You
+# will always want the thin form: `full_matrices=False`.
+#
+# `S` is a vector. `U * S` multiplies each column of `U` by its singular value, so no diagonal matrix
+# has to be built.
+
+# %% tags=["nbval-check-output"]
+rebuilt = (U * S) @ Vh                      # (6, 4) * (4,) @ (4, 4) -> (6, 4)
+print("rebuilt equals A:", torch.allclose(rebuilt, A))
+print("singular values: ", [f"{s:.2f}" for s in S])
+
+# %% [markdown]
+# There is a second way to read the same product. Take one column of $U$, one row of $V^\top$ and one
+# singular value. Their product is a whole matrix, in which every row is a multiple of the same row.
+# $A$ is the sum of these pieces, the strongest first:
+#
+# $$A = s_1 u_1 v_1^\top + s_2 u_2 v_2^\top + \dots$$
+#
+# The **rank** of a matrix is the number of pieces it needs: of singular values that are not zero.
+# Each piece has rank 1. The **full rank**, the most there can be, is min(m, n).
+
+# %% tags=["nbval-check-output"]
+pieces = [S[i] * torch.outer(U[:, i], Vh[i]) for i in range(4)]
+print("the pieces add up to A:", torch.allclose(sum(pieces), A))
+print("size of each piece:    ", [f"{piece.norm():.2f}" for piece in pieces])
+
+# %% [markdown]
+# The size of a piece (its Frobenius norm: the root of the sum of its squared numbers) is its
+# singular value. That suggests a small copy: keep the first $r$ pieces and drop the rest. This is
+# the **truncated** SVD. Here it is, in two lines.
+
+# %%
+def cut(matrix, rank):
+    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    return (U[:, :rank] * S[:rank]) @ Vh[:rank]      # (m, r) @ (r, n)
+
+
+# %% [markdown]
+# ## 2. A photograph is a matrix
+#
+# A grey picture is a matrix of brightness, one number a pixel. This portrait of Grace Hopper, who
+# wrote one of the first compilers, comes with matplotlib. Its colours are averaged to grey.
+
+# %% tags=["nbval-check-output"]
+with get_sample_data("grace_hopper.jpg") as file:
+    colour = plt.imread(file, format="jpg")           # (600, 512, 3), whole numbers 0 to 255
+
+photo = torch.tensor(colour / 255).mean(dim=2)        # (600, 512), float64 in [0, 1]
+m, n = photo.shape
+print(f"{m} rows, {n} columns, full rank {min(m, n)}")
+
+# %% [markdown]
+# **Predict.** At which of the ranks 1, 5, 20 and 100 will you first recognise the face? At which
+# will you no longer see a difference from the original?
+
+# %%
+ranks = [1, 5, 20, 100]
+copies = {f"rank {r}": cut(photo, r) for r in ranks}
+plots.pictures(
+    {"original": photo, **copies},
+    alt="A portrait and four copies. Rank 1 is a plaid of stripes, at rank 5 a person can be "
+    "guessed, rank 20 is a blurred portrait, rank 100 looks almost like the original.",
+)
+
+# %% [markdown]
+# **Explain.** At rank 1 every row is a multiple of one row, so you see a plaid. Each further piece
+# adds another plaid. A hundred of them, out of 512, nearly give back the portrait.
+#
+# Now put numbers on it. The **relative error** compares the size of what is missing with the size of
+# the original.
+
+# %% tags=["nbval-check-output"]
+def relative_error(copy, original):
+    return float((original - copy).norm() / original.norm())
+
+
+for r in ranks:
+    print(f"rank {r:3d}: relative error {relative_error(cut(photo, r), photo):5.1%}")
+
+# %% [markdown]
+# With the slider you can go through the ranks yourself. (It needs a running kernel; on a web page
+# you only see its code. The row of pictures above shows four of its positions.)
+
+# %%
+from ipywidgets import IntSlider, interact
+
+# Once for all ranks: moving the slider is then cheap.
+U_photo, S_photo, Vh_photo = torch.linalg.svd(photo, full_matrices=False)
+
+
+def look(rank):
+    copy = (U_photo[:, :rank] * S_photo[:rank]) @ Vh_photo[:rank]
+    error = relative_error(copy, photo)
+    plots.pictures(
+        {"original": photo, f"rank {rank}": copy},
+        alt=f"The portrait beside its copy of rank {rank}, relative error {error:.1%}.",
+    )
+
+
+_ = interact(look, rank=IntSlider(20, 1, 200, continuous_update=False))
+
+# %% [markdown]
+# ## 3. The singular values know the error
+#
+# You do not have to build the copy to know how good it is. The pieces, too, are at right angles to
+# each other, so their squared sizes add up, as in Pythagoras' theorem. The error at rank $r$ comes
+# from the pieces that you left out:
+#
+# $$\|A - A_r\|_F^2 = s_{r+1}^2 + s_{r+2}^2 + \dots$$
+#
+# **Predict.** How far apart are the two columns that the next cell prints?
+
+# %% tags=["nbval-check-output"]
+print("rank   measured   from the singular values")
+for r in ranks:
+    measured = (photo - cut(photo, r)).norm()
+    predicted = S_photo[r:].square().sum().sqrt()
+    print(f"{r:4d} {measured:10.4f} {predicted:10.4f}")
+
+# %% [markdown]
+# **Explain.** They agree. One SVD gives you the error at every rank. Here is the whole curve, with
+# the four copies from above as dots.
+
+# %%
+missing = S_photo.square().flip(0).cumsum(0).flip(0).sqrt()    # entry r: size of pieces r + 1, ...
+curve = (missing / missing[0])[:301]
+dots = [relative_error(copy, photo) for copy in copies.values()]
+plots.curves(
+    {"from the singular values": (range(301), curve), "measured": (ranks, dots)},
+    xlabel="rank",
+    ylabel="relative error",
+    alt=f"The relative error falls steeply from 1 at rank 0 to {curve[20]:.2f} at rank 20, then "
+    f"slowly to {curve[300]:.2f} at rank 300. The four measured copies lie on the curve.",
+)
+
+# %% [markdown]
+# The share of the squared size that the first $r$ pieces hold is called the **energy**:
+#
+# $$\text{energy}(r) = \frac{s_1^2 + \dots + s_r^2}{s_1^2 + \dots + s_k^2}, \qquad k = \min(m, n)$$
+#
+# As code it is a running sum. The course's package has the same function, which also handles special
+# cases. Both agree:
+
+# %% tags=["nbval-check-output"]
+def energy(S):
+    return S.square().cumsum(0) / S.square().sum()
+
+
+print("both agree:", torch.allclose(energy(S_photo), linalg.energy(S_photo)))
+
+# %% [markdown]
+# **Predict.** You keep 90 % of the energy of the portrait. Is that a good copy? And 99 %?
+
+# %%
+shares = [0.9, 0.99, 0.999]
+found = {share: linalg.rank_for_energy(S_photo, share) for share in shares}
+plots.pictures(
+    {"original": photo, **{f"{s:.1%}: rank {r}": linalg.low_rank(photo, r) for s, r in found.items()}},
+    alt="The portrait and its copies. With 90 % of the energy it is a coarse mosaic, "
+    "with 99 % it is slightly blurred, with 99.9 % it looks like the original.",
+)
+
+# %% tags=["nbval-check-output"]
+for share, r in found.items():
+    error = relative_error(linalg.low_rank(photo, r), photo)
+    limit = (1 - share) ** 0.5
+    print(f"energy {share:.1%}: rank {r:3d}, relative error {error:.1%} (at most {limit:.1%})")
+
+# %% [markdown]
+# **Explain.** Energy counts *squares*. What is missing is
+#
+# $$\text{relative error} = \sqrt{1 - \text{energy}}$$
+#
+# and the root of a tenth is about a third. **90 % of the energy is still a relative error of up to
+# 32 %.** Keep this in mind when a paper or a tool offers you "90 % of the energy" as a setting.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+assert abs((1 - 0.9) ** 0.5 - 0.32) < 0.005          # "32 %"
+assert 0.3 < relative_error(linalg.low_rank(photo, found[0.9]), photo) < 0.32
+copy = linalg.low_rank(photo, 20)
+assert torch.allclose(cut(photo, 20), copy)
+left_out = S_photo[20:].square().sum().sqrt()
+assert torch.allclose((photo - copy).norm(), left_out)               # "They agree"
+assert abs(relative_error(copy, photo) - (1 - energy(S_photo)[19]).sqrt()) < 1e-9
+
+# %% [markdown]
+# ### Where does the low rank come from?
+#
+# **Predict.** Shuffle all pixels. The numbers stay the same, only their places change. Will the
+# energy curve stay the same too?
+
+# %% tags=["nbval-check-output"]
+order = torch.randperm(m * n, generator=torch.Generator().manual_seed(0))
+shuffled = photo.flatten()[order].reshape(m, n)
+S_shuffled = torch.linalg.svdvals(shuffled)
+print("rank for 90 % of the energy")
+print("portrait:", linalg.rank_for_energy(S_photo, 0.9))
+print("shuffled:", linalg.rank_for_energy(S_shuffled, 0.9))
+
+# %%
+held = [float(linalg.energy(values)[19]) for values in (S_photo, S_shuffled)]
+plots.spectrum(
+    {"portrait": S_photo, "shuffled": S_shuffled},
+    share=0.9,
+    alt="Left: the portrait's singular values keep falling, those of the shuffled pixels drop once "
+    f"and then fall slowly. Right: at rank 20 the portrait holds {held[0]:.0%} of its energy, "
+    f"the shuffled one {held[1]:.0%}. A dotted line marks 90 %.",
+)
+
+# %% [markdown]
+# **Explain.** It changes completely. One piece still carries the average brightness; the rest is
+# noise, in which no piece stands out. Low rank is not a property of the numbers. It says that rows
+# resemble each other, and shuffling destroys the resemblance.
+#
+# This will matter for networks. The weights at the start of training are random, like the shuffled
+# pixels. Whether training makes them like the portrait is a question for chapter 03.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+assert held[0] > 0.95 and held[1] < 0.7
+assert S_shuffled[2] / S_shuffled[1] > 0.95           # "no piece stands out"
+assert S_shuffled[1] / S_shuffled[0] < 0.1            # "drop once"
+
+# %% [markdown]
+# ## 4. Is there a better copy?
+#
+# You kept the first $r$ pieces because it was easy. Perhaps another matrix of rank $r$ is closer?
+# In 1936 Eckart and Young proved that there is none. Test their claim: try to win.
+#
+# **First try: luck.** Draw 20 random columns, and take the best copy that can be mixed from them.
+# (`qr` makes the columns orthonormal; the best copy is then one line.) Repeat 100 times and keep
+# the winner.
+
+# %%
+def random_copy(matrix, rank, generator):
+    random = torch.randn(len(matrix), rank, generator=generator, dtype=matrix.dtype)
+    Q, _ = torch.linalg.qr(random)                    # (m, r), columns orthonormal
+    return Q @ (Q.T @ matrix)                         # the best mixture of them
+
+
+generator = torch.Generator().manual_seed(0)
+luck = min(relative_error(random_copy(photo, 20, generator), photo) for _ in range(100))
+best = relative_error(cut(photo, 20), photo)
+
+# %% tags=["nbval-check-output"]
+print(f"best of 100 random copies of rank 20: {luck:.0%} error")
+print(f"truncated SVD of rank 20:             {best:.1%} error")
+
+# %% [markdown]
+# **Explain.** Luck does not come near. Twenty random columns catch little of the portrait.
+#
+# **Second try: work.** Write the copy as `left @ right`, with `left` of shape $(m, r)$ and `right`
+# of shape $(r, n)$. Hold one of them fixed: the best other one is a least-squares problem, which
+# `lstsq` solves. Take turns. This is called *alternating least squares*.
+#
+# **Predict.** If a copy better than the SVD's exists, the error should fall below the SVD's. Will it?
+
+# %%
+right = torch.randn(20, n, generator=generator, dtype=photo.dtype)
+errors = []
+for _ in range(10):
+    left = torch.linalg.lstsq(right.T, photo.T).solution.T    # (m, 20), the best for this right
+    right = torch.linalg.lstsq(left, photo).solution          # (20, n), the best for this left
+    errors.append(relative_error(left @ right, photo))
+
+# %%
+plots.curves(
+    {"alternating least squares": (range(1, 11), errors)},
+    levels={"truncated SVD": best},
+    xlabel="turn",
+    ylabel="relative error",
+    alt=f"The error of alternating least squares falls from {errors[0]:.0%} to "
+    f"{errors[-1]:.1%} in ten turns and comes down to the SVD's {best:.1%}, never below it.",
+)
+
+# %% [markdown]
+# **Explain.** It comes down to the SVD's error and stops there. This is the **Eckart-Young
+# theorem**: no matrix of rank $r$ is closer to $A$ than its truncated SVD. The answer to this
+# chapter's question is two lines of code.
+#
+# "Closer" means the sum of squared differences, with every number counted the same. If some numbers
+# matter more than others, another copy may serve you better. Chapter 07 makes use of that.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+assert luck > 0.9 > best                              # "Luck does not come near"
+assert all(error >= best - 1e-9 for error in errors)  # never below
+assert all(after <= before + 1e-9 for before, after in zip(errors, errors[1:], strict=False))
+assert errors[-1] - best < 0.002                      # "comes down to"
+
+# %% [markdown]
+# ## 5. Does it save anything?
+#
+# A copy of rank $r$ saves nothing as long as it is stored as an $(m, n)$ matrix: it has as many
+# numbers as before. **Store the two factors.** They have $r \, (m + n)$ numbers. To share the
+# singular values fairly, give each factor their square roots.
+
+# %% tags=["nbval-check-output"]
+left, right = linalg.balanced_factors(photo, 20)      # (m, 20), (20, n)
+print(f"photo:   {photo.numel():7,} numbers")
+print(f"copy:    {(left @ right).numel():7,} numbers, the same")
+print(f"factors: {left.numel() + right.numel():7,} numbers")
+
+# %% [markdown]
+# **Predict.** The full rank of the photo is 512. You keep half of it. What share of the numbers do
+# you store: a quarter, a half, or nearly all?
+
+# %% tags=["nbval-check-output"]
+half = min(m, n) // 2
+stored = half * (m + n) / (m * n)
+print(f"rank {half}: {stored:.0%} of the numbers")
+print(f"break-even: rank {linalg.break_even_rank(m, n):.1f} of {min(m, n)}")
+
+# %%
+numbers = torch.arange(1, 401) * (m + n)
+plots.cost_against_rank(
+    {"two factors": numbers},
+    dense=m * n,
+    alt="The numbers in two factors rise in a straight line with the rank and cross the photo's "
+    f"own number at rank {linalg.break_even_rank(m, n):.1f}, its break-even.",
+)
+
+# %% [markdown]
+# **Explain.** Nearly all: **half the rank is not half the numbers.** The line crosses the photo's
+# own count where $r\,(m + n) = m n$, so at
+#
+# $$r_\text{break-even} = \frac{m\,n}{m + n}$$
+#
+# A rank above it makes the "compressed" photo larger. For a square matrix that is half the full
+# rank. The longer and thinner the matrix, the nearer it moves to the full rank:
+
+# %% tags=["nbval-check-output"]
+for shape in [(512, 512), (512, 1024), (512, 4608)]:
+    even = linalg.break_even_rank(*shape)
+    print(f"{shape}: break-even at rank {even:.1f}, {even / min(shape):.0%} of the full rank")
+
+# %% [markdown]
+# The last one, 512 x 4608, is the size of the largest layers in a ResNet-18. You will meet it in
+# chapter 05. (For photographs there are better formats: JPEG looks at small blocks. A layer of a
+# network has to be *multiplied* with, and two factors can do that directly.)
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+from torchvision.models import resnet18  # noqa: E402
+
+assert 0.9 < stored < 1                               # "Nearly all"
+kernels = [module for module in resnet18().modules() if isinstance(module, torch.nn.Conv2d)]
+largest = max((kernel.weight.flatten(1) for kernel in kernels), key=torch.numel)
+assert tuple(largest.shape) == (512, 4608)
+assert linalg.break_even_rank(512, 512) == 256
+
+# %% [markdown]
+# ## 6. A faster way to the same copy
+#
+# The exact SVD computes all pieces, although you keep 20. On a large matrix that is a waste. The
+# **randomized** SVD first looks where the matrix sends random vectors, and then works only there.
+# `basis` makes columns orthonormal, so that their sizes do not run away.
+
+# %%
+def basis(Y):
+    return torch.linalg.qr(Y).Q
+
+
+def quick_svd(matrix, rank, spare=10, rounds=4):
+    fixed = torch.Generator().manual_seed(0)
+    Y = torch.randn(matrix.shape[1], rank + spare, generator=fixed, dtype=matrix.dtype)
+    for _ in range(rounds):
+        Y = matrix.T @ basis(matrix @ basis(Y))       # (n, rank + spare)
+    Q = basis(matrix @ Y)                             # (m, rank + spare)
+    U, S, Vh = torch.linalg.svd(Q.T @ matrix, full_matrices=False)    # of a small matrix
+    return Q @ U[:, :rank], S[:rank], Vh[:rank]
+
+
+# %% [markdown]
+# Why can random vectors help? Each product with the matrix stretches them along the strong pieces
+# and shrinks them along the weak ones. After a few rounds they span the strong directions, plus a
+# few spare ones. What is left is a matrix of a few rows, cheap to split.
+#
+# **Predict.** The photo is enlarged to four times its size. How much faster is the shortcut, and
+# how much worse?
+
+# %%
+large = torch.nn.functional.interpolate(photo.float()[None, None], scale_factor=2, mode="bicubic")
+large = large[0, 0]                                   # (1200, 1024), float32
+
+
+def timed(function, *arguments):
+    start = time.perf_counter()
+    U, S, Vh = function(*arguments)
+    seconds = time.perf_counter() - start
+    return seconds, relative_error((U * S) @ Vh, large)
+
+
+exact_seconds, exact_error = timed(linalg.truncated_svd, large, 20)
+quick_seconds, quick_error = timed(quick_svd, large, 20)
+
+# %%
+print(f"exact:      {exact_seconds:6.2f} s, relative error {exact_error:.4f}")
+print(f"randomized: {quick_seconds:6.2f} s, relative error {quick_error:.4f}")
+print(f"{exact_seconds / quick_seconds:.0f} times as fast on this machine")
+
+# %% [markdown]
+# **Explain.** The error is the same in the digits that matter, at a small part of the time. The
+# seconds differ from machine to machine. For daily work, take a tested version:
+# `sklearn.utils.extmath.randomized_svd` or `torch.svd_lowrank`. Does ours agree with
+# scikit-learn's?
+
+# %% tags=["nbval-check-output"]
+from sklearn.utils.extmath import randomized_svd
+
+_, S_sklearn, _ = randomized_svd(photo.numpy(), 20, random_state=0)
+_, S_quick, _ = quick_svd(photo, 20)
+print("same 20 singular values as scikit-learn:", abs(S_quick.numpy() / S_sklearn - 1).max() < 1e-3)
+print("same 20 singular values as the exact SVD:", torch.allclose(S_quick, S_photo[:20], rtol=1e-3))
+
+# %% [markdown]
+# The layers of a ResNet-18 are small enough for the exact SVD, so this course does not need the
+# shortcut. It pays for the much larger matrices of language models.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+assert abs(quick_error / exact_error - 1) < 0.01      # "the same in the digits that matter"
+assert quick_seconds < exact_seconds / 2              # "a small part of the time"
+U20, S20, Vh20 = quick_svd(photo, 20)
+assert relative_error((U20 * S20) @ Vh20, photo) < 1.01 * best
+
+# %% [markdown]
+# ## 7. You may know it as PCA
+#
+# Principal component analysis looks for the directions in which data varies most. It is the SVD of
+# the data after its mean has been taken away. Try it on scikit-learn's 8 x 8 digits, one picture a
+# row.
+
+# %% tags=["nbval-check-output"]
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+
+data = torch.tensor(load_digits().data)               # (1797, 64)
+centred = data - data.mean(dim=0)
+_, S_data, Vh_data = torch.linalg.svd(centred, full_matrices=False)
+pca = PCA(n_components=3, svd_solver="full").fit(data.numpy())
+
+cosines = (Vh_data[:3] * torch.tensor(pca.components_)).sum(dim=1)
+print("same directions (cosine, sign left out):", [f"{c:.6f}" for c in cosines.abs()])
+variances = S_data[:3].square() / (len(data) - 1)
+print("same variances:", torch.allclose(variances, torch.tensor(pca.explained_variance_)))
+
+# %% [markdown]
+# **Predict.** Forget to take the mean away. What is the first direction then?
+
+# %% tags=["nbval-check-output"]
+_, _, Vh_raw = torch.linalg.svd(data, full_matrices=False)
+mean = data.mean(dim=0)
+cosine = abs(float(Vh_raw[0] @ mean / mean.norm()))
+print(f"cosine between the first direction and the mean picture: {cosine:.3f}")
+
+# %% [markdown]
+# **Explain.** It is nearly the mean itself. You saw the same in the shuffled portrait: one piece for
+# the average brightness. When you study how data *varies*, centre it first. Chapter 07 does so with
+# the responses of a layer.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+assert cosine > 0.99                                  # "nearly the mean itself"
+assert torch.allclose(cosines.abs(), torch.ones(3, dtype=torch.float64), atol=1e-6)
+
+# %% [markdown]
+# ## 8. Three traps
+#
+# ### `V` or `Vh`?
+#
+# `torch.linalg.svd` and NumPy return $V^\top$, named `Vh`. The old `torch.svd`, which you still find
+# in many recipes, returned $V$. On a square matrix the mix-up raises no error.
+#
+# **Predict.** What happens if you transpose `Vh` once too often?
+
+# %% tags=["nbval-check-output"]
+square = photo[:512]                                  # (512, 512)
+U_s, S_s, Vh_s = torch.linalg.svd(square, full_matrices=False)
+print(f"(U * S) @ Vh:   error {relative_error((U_s * S_s) @ Vh_s, square):.0%}")
+print(f"(U * S) @ Vh.T: error {relative_error((U_s * S_s) @ Vh_s.T, square):.0%}")
+
+# %% [markdown]
+# **Explain.** Nothing warns you, and the result is worthless. Make it a habit: after every SVD,
+# rebuild the matrix once and look at the error.
+#
+# ### $U_r^\top U_r$ is the identity, $U_r U_r^\top$ is not
+#
+# The columns of the cut $U_r$, of shape $(m, r)$, are still orthonormal. Its rows are not.
+
+# %% tags=["nbval-check-output"]
+U_r, _, _ = linalg.truncated_svd(photo, 20)           # (600, 20)
+P = U_r @ U_r.T                                       # (600, 600)
+print("U_r.T @ U_r is the identity:", torch.allclose(U_r.T @ U_r, torch.eye(20).double()))
+print("U_r @ U_r.T is the identity:", torch.allclose(P, torch.eye(m).double()))
+print("P @ P equals P:             ", torch.allclose(P @ P, P))
+print("P @ photo is the rank-20 copy:", torch.allclose(P @ photo, linalg.low_rank(photo, 20)))
+
+# %% [markdown]
+# **Explain.** $P = U_r U_r^\top$ is a **projector**. It keeps what lies in the 20 strongest
+# directions and removes the rest; doing it twice changes nothing more. So the best copy can also be
+# written as $P A$: cut the *output* of $A$ to a few directions. Chapter 07 starts from this form.
+#
+# ### Signs and ties are not unique
+#
+# Turn the sign of a column of $U$ and of its row in $V^\top$: the product stays. Two computers may
+# well return different signs.
+
+# %% tags=["nbval-check-output"]
+flip = torch.tensor([-1.0, 1.0, -1.0, 1.0]).double()
+U_a, S_a, Vh_a = torch.linalg.svd(A, full_matrices=False)
+flipped = (U_a * flip * S_a) @ (flip[:, None] * Vh_a)
+print("two signs turned, same matrix:", torch.allclose(flipped, A))
+
+R = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))[0]
+print("identity = R @ I @ R.T for any rotation R:", torch.allclose(R @ R.T, torch.eye(3).double()))
+
+# %% [markdown]
+# **Explain.** The identity has three equal singular values, a tie. Any set of orthonormal directions
+# is then a valid answer. So compare products, or directions up to sign. Never compare `U` with `U`.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+assert relative_error((U_s * S_s) @ Vh_s.T, square) > 0.5   # "worthless"
+if hasattr(torch, "svd"):                                   # deprecated, may go one day
+    assert torch.allclose(torch.svd(A).V.abs(), Vh.T.abs())
+assert not torch.allclose(U_r.T[0], U_r.T[1])
+assert abs(float(P.trace()) - 20) < 1e-8                    # a projector's trace is its rank
+assert linalg.orthogonality_error(U_r) < 1e-10
+
+# %% [markdown]
+# ## Recap
+#
+# 1. Every matrix is a sum of rank-1 pieces, sorted by size; the sizes are the singular values.
+# 2. The first $r$ pieces add up to the best copy of rank $r$ (Eckart-Young).
+# 3. The squared error is the sum of the squared singular values that you left out.
+# 4. Store the two factors: they save numbers only below rank $m n / (m + n)$.
+# 5. Energy counts squares: 90 % of it leaves a relative error of up to 32 %.
+#
+# ## Check yourself
+#
+# **1.** A matrix has singular values 4, 2, 2, 1. You keep rank 1. What are the energy and the
+# relative error?
+#
+# <details><summary>Answer</summary>
+# The squares are 16, 4, 4, 1, together 25. The energy is 16/25 = 64 %. The relative error is the
+# root of 9/25, so 60 %.
+# </details>
+#
+# **2.** A layer is a 300 x 600 matrix. Does rank 150, half the full rank, halve its numbers?
+#
+# <details><summary>Answer</summary>
+# No. The factors have 150 × 900 = 135,000 numbers, 75 % of 180,000. The break-even rank is 200; for
+# half the numbers you need rank 100.
+# </details>
+#
+# **3.** A colleague replaces a weight matrix by its rank-8 copy, of the same shape. How much smaller
+# is the network?
+#
+# <details><summary>Answer</summary>
+# Not at all. The copy has the same number of entries. It becomes smaller only when the two factors
+# are stored and used in its place. Chapter 04 looks at a recipe that makes this mistake.
+# </details>
+#
+# **4.** Two programs give you different `U` for the same matrix. Is one of them wrong?
+#
+# <details><summary>Answer</summary>
+# Not necessarily. Signs are free, and with equal singular values whole directions are. Compare
+# <code>(U * S) @ Vh</code> instead.
+# </details>
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+values = torch.tensor([4.0, 2.0, 2.0, 1.0])
+assert abs(float(linalg.energy(values)[0]) - 0.64) < 1e-6
+assert abs((1 - 0.64) ** 0.5 - 0.6) < 1e-9
+assert 150 * 900 == 135_000 and 135_000 / (300 * 600) == 0.75
+assert linalg.break_even_rank(300, 600) == 200 and 100 * 900 == 300 * 600 / 2
+
+# %% [markdown]
+# ## Now you
+#
+# The exercises of this chapter are in [exercises/02_svd](../exercises/02_svd/02_svd.ipynb). They
+# check your answers as you go.
+#
+# **The way on.** Chapter 03 finds the matrices inside a network: a convolution is one too. If you
+# are in a hurry, go to [05, factorizing for real](05_factorizing.ipynb), where one
+# convolution becomes two small ones.
+#
+# ## References
+#
+# - C. Eckart and G. Young, *The approximation of one matrix by another of lower rank*,
+#   Psychometrika, 1936.
+# - G. H. Golub and C. Reinsch, *Singular value decomposition and least squares solutions*,
+#   Numerische Mathematik, 1970.
+# - N. Halko, P.-G. Martinsson and J. A. Tropp, *Finding structure with randomness: probabilistic
+#   algorithms for constructing approximate matrix decompositions*, SIAM Review, 2011.
+# - I. T. Jolliffe and J. Cadima, *Principal component analysis: a review and recent developments*,
+#   Philosophical Transactions of the Royal Society A, 2016.
