@@ -28,7 +28,7 @@ BATCH_SIZES = (1, 32)  # for which latency is measured
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {"calibrate": 5, "tune": 20, "evaluate": 10, "epochs": 1, "learning_rate": 0.005},
     "laptop": {"calibrate": 100, "tune": 400, "evaluate": 200, "epochs": 1, "learning_rate": 0.01},
-    "full": {"calibrate": 100, "tune": None, "evaluate": None, "epochs": 5, "learning_rate": 0.015},
+    "full": {"calibrate": 100, "tune": None, "evaluate": None, "epochs": 3, "learning_rate": 0.015},
 }
 
 
