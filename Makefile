@@ -78,7 +78,7 @@ $(DEV): pyproject.toml | $(PY)
 , := ,
 install = echo "Installing into $(VENV), once; a few minutes the first time."; \
 	$(PY) -m pip install --disable-pip-version-check --no-compile -e "$(1)" || { \
-	    echo "make: the installation stopped, see above. Check the network and the disk (about 6 GB"; \
+	    echo "make: the installation stopped, see above. Check the network and the disk (about 10 GB"; \
 	    echo "are needed), then give the same command again; 'make clean' starts afresh."; exit 1; }
 
 $(PY):

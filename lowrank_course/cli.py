@@ -209,8 +209,6 @@ def check_data() -> Finding:
     setting = "set LOWRANK_DATA to the folder that holds imagenette2-160, or unset it"
     if given and not folder.is_dir():
         return "wrong", f"LOWRANK_DATA={folder} is no folder", setting
-    if given and (folder / "train").is_dir():
-        return "wrong", f"LOWRANK_DATA={folder} is one folder too deep", f"try {folder.parent}"
     if not root.is_dir():
         if given and not os.access(folder, os.W_OK):
             return "wrong", f"no imagenette2-160 in {folder}, which is read-only", setting

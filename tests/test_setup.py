@@ -346,14 +346,12 @@ def test_doctor_runs_where_torch_does_not_load(missing):
     [
         ("LOWRANK_PROFILE", "fast", "profile", "smoke, laptop, full"),
         ("LOWRANK_DATA", "{tmp}/none", "data", "is no folder"),
-        ("LOWRANK_DATA", "{tmp}/deep/imagenette2-160", "data", "try {tmp}/deep\n"),
         ("LOWRANK_CACHE", "{tmp}/file/cache", "cache", "set LOWRANK_CACHE"),
         ("JUPYTER_PATH", "{tmp}/jupyter", "kernel", "would run in /another/python"),
     ],
 )
 def test_doctor_names_a_wrong_setting(machine, capsys, monkeypatch, setting, value, name, said):
     (machine / "file").touch()
-    (machine / "deep" / "imagenette2-160" / "train").mkdir(parents=True)
     spec = machine / "jupyter" / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps({"argv": ["/another/python"], "display_name": "Python 3"}))
