@@ -177,11 +177,11 @@ def _failed_cells(graded: Path) -> list[str]:
     found: dict[str, list[str]] = {}
     for number, cell in enumerate(nbformat.read(graded, as_version=4).cells, start=1):
         name = cell.metadata.get("nbgrader", {}).get("grade_id", f"cell {number}")
-        for error in {output.get("ename") for output in cell.get("outputs", [])}:
-            if error in ("CellTimeoutError", "KeyboardInterrupt"):
-                found.setdefault("ran too long and was stopped", []).append(name)
-            if error in ("ImportError", "ModuleNotFoundError"):
-                found.setdefault("could not import", []).append(name)
+        errors = {output.get("ename") for output in cell.get("outputs", [])}
+        if errors & {"CellTimeoutError", "KeyboardInterrupt"}:
+            found.setdefault("ran too long and was stopped", []).append(name)
+        if errors & {"ImportError", "ModuleNotFoundError"}:
+            found.setdefault("could not import", []).append(name)
     return [f"{what}: {', '.join(names)}" for what, names in found.items()]
 
 

@@ -1,5 +1,7 @@
 """The checks must accept every right answer, refuse the usual wrong ones, and say why."""
 
+import re
+
 import pytest
 import torch
 
@@ -76,10 +78,24 @@ def test_an_unwritten_answer_is_said_to_be_unwritten():
     assert message(stub, double, [(1,)]).startswith("double is not written yet.")
 
 
-def test_the_learners_own_error_keeps_its_traceback_and_names_the_case():
-    with pytest.raises(ZeroDivisionError) as caught:
-        check(lambda n: n / 0, double, [(4,)])
-    assert "double(number=4)" in caught.value.__notes__[0]
+def test_the_learners_own_error_is_shown_with_its_line():
+    def division(number):
+        return number / 0
+
+    text = message(division, double, [(4,)])
+    assert (
+        text.splitlines()[0] == "double(number=4) stopped with ZeroDivisionError: division by zero"
+    )
+    assert re.fullmatch(r"  in line \d+: return number / 0", text.splitlines()[1])
+    assert "takes 0 positional arguments" in message(lambda: 1, double, [(4,)])
+
+
+def test_an_answer_that_needs_an_unwritten_one_names_the_line_that_calls_it():
+    def stub(number):
+        raise NotImplementedError
+
+    text = message(lambda n: 2 * stub(n), double, [(4,)])
+    assert "not written" not in text and "2 * stub(n)" in text
 
 
 def test_changing_the_argument_is_noticed():
@@ -228,5 +244,5 @@ def test_a_table_of_the_public_cases_fails_on_private_ones(name):
 
     CHECKS[name](learn)
     CHECKS[name](lambda *arguments: table[key(arguments)])
-    with pytest.raises(KeyError):
+    with pytest.raises(CheckFailed, match="stopped with KeyError"):
         CHECKS[name](lambda *arguments: table[key(arguments)], seed=1)

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import operator
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -88,12 +89,14 @@ def _call(function: Callable[..., Any], given: list[Any], name: str, case: str) 
         with warnings.catch_warnings():  # nbgrader gives no points to a cell that warns
             warnings.simplefilter("ignore")
             return function(*given)
-    except NotImplementedError:
-        message = f"{name} is not written yet. Replace `raise NotImplementedError` by your code."
-        raise CheckFailed(message) from None
-    except Exception as error:  # the learner needs the traceback of this one
-        error.add_note(f"This happened in the check, in {case}.")
-        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # the learner's, outermost first
+        if isinstance(error, NotImplementedError) and len(frames) == 1:
+            message = f"{name} is not written yet. Replace `{frames[0].line}` by your code."
+            raise CheckFailed(message) from None
+        where = f"\n  in line {frames[0].lineno}: {frames[0].line}" if frames else ""
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200].removesuffix(": ")
+        raise CheckFailed(f"{case} stopped with {reason}{where}") from error
 
 
 def _copy(value: Any) -> Any:
