@@ -1,9 +1,16 @@
 """Low-rank compression of convolutional networks: the helper module of the course."""
 
-from .compress import compress, load_compressed, save_compressed
-from .measure import measure
-from .models import load_resnet18
-from .train import evaluate, fine_tune, train
+try:
+    from .compress import compress, load_compressed, save_compressed
+    from .measure import measure
+    from .models import load_resnet18
+    from .train import evaluate, fine_tune, train
+except (ImportError, OSError, RuntimeError) as error:  # doctor must start without torch, too
+    _reason = f"{error}; run `python -m lowrank_course doctor`"
+
+    def __getattr__(name: str) -> object:
+        raise ImportError(_reason)
+
 
 __all__ = [
     "compress",

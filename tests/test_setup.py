@@ -90,9 +90,22 @@ def test_a_wheel_holds_all_modules_and_weights(tmp_path):
 
 def test_the_module_stays_short():
     files = sorted((ROOT / "lowrank_course").rglob("*.py"))
-    lines = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in files}
-    assert not {file.name: n for file, n in lines.items() if n > 300}
-    assert sum(n for file, n in lines.items() if file.parent.name != "checks") < 2000
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
+    assert not [file.name for file, text in texts.items() if len(text.splitlines()) > 300]
+    # To read, not to scroll: docstrings, comments and blank lines help and do not count.
+    total = sum(code_lines(text) for file, text in texts.items() if file.parent.name != "checks")
+    assert total < 2000
+
+
+def code_lines(text: str) -> int:
+    docs = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            docs |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = enumerate(map(str.strip, text.splitlines()), start=1)
+    return sum(bool(line) and line[0] != "#" and n not in docs for n, line in lines)
 
 
 def test_rooms_import_one_way():
