@@ -191,7 +191,9 @@ def portal(server):
         pytest.param(lambda s: s.announce(md5="0" * 32), "corrupted", id="checksum"),
         pytest.param(portal, "corrupted", id="login page"),
         pytest.param(lambda s: setattr(s, "trouble", lambda: None), "", id="broken"),
-        pytest.param(lambda s: setattr(s, "trouble", s.over.wait), "timed out", id="stalled"),
+        pytest.param(
+            lambda s: setattr(s, "trouble", lambda: s.over.wait(20)), "timed out", id="stalled"
+        ),
         pytest.param(lambda s: setattr(s, "status", 404), "does not answer", id="gone"),
         pytest.param(lambda s: s.server_close(), "does not answer", id="closed"),
         pytest.param(lambda s: s.announce(less(PICTURES, "_3.J")), "train images", id="few"),
@@ -227,7 +229,7 @@ def test_after_a_failure_the_next_download_succeeds(server, place):
 def test_ctrl_c_during_a_download_leaves_nothing(server, place):
     def interrupt():
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        server.over.wait()
+        server.over.wait(20)
 
     server.trouble = interrupt
     with pytest.raises(KeyboardInterrupt):
@@ -258,7 +260,7 @@ def test_a_data_folder_that_cannot_be_made(server, place, monkeypatch):
 
 @pytest.mark.parametrize("name", ["auto", "imagenette"])
 def test_a_name_lookup_that_hangs(name, server, place, monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: server.over.wait() and [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: server.over.wait(20) and [])
     if name == "auto":
         assert str(place / "data") in digits_and_one_sentence()
         return
