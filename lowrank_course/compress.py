@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import responses
@@ -274,12 +274,9 @@ def save_compressed(model: nn.Module, path: str | Path) -> None:
     plan = getattr(model, "plan", None)
     if not isinstance(plan, Plan):
         raise ValueError("model has no plan; pass what compress returned")
+    state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     with written_beside(Path(path)) as beside:
-        save_file(
-            {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()},
-            beside,
-            metadata={"plan": plan.to_json()},
-        )
+        beside.write_bytes(save(state, metadata={"plan": plan.to_json()}))
 
 
 def load_compressed(path: str | Path, model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -81,10 +81,10 @@ def save_weights(state: dict[str, Tensor], path: Path, about: dict[str, Any]) ->
         key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for key, value in state.items()
     }
+    content = save(half, metadata={"about": json.dumps(about)})
     with written_beside(path) as beside:
-        save_file(half, beside, metadata={"about": json.dumps(about)})
-        digest = hashlib.sha256(beside.read_bytes()).hexdigest()
-    return digest
+        beside.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import time
 from collections.abc import Iterable, Sequence
@@ -178,9 +179,11 @@ def train(
             history[-1]["accuracy"] = evaluate(average.module, loader)
             bar.set_postfix(accuracy=f"{history[-1]['accuracy']:.1f} %")
         if checkpoint is not None and accelerator.is_main_process:
+            tensors = {name: part.state_dict() for name, part in state.items()}
+            content = io.BytesIO()  # torch.save to a full disk would raise no OSError
+            torch.save({"recipe": recipe, "history": history, "bf16": bf16, **tensors}, content)
             with written_beside(checkpoint) as beside:
-                tensors = {name: part.state_dict() for name, part in state.items()}
-                torch.save({"recipe": recipe, "history": history, "bf16": bf16, **tensors}, beside)
+                beside.write_bytes(content.getbuffer())
     bar.close()
     model.load_state_dict(average.module.state_dict())
     model.eval()
