@@ -24,8 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import Imagenette
@@ -179,6 +177,9 @@ def balanced_subset(images: ImageSet, per_class: int, seed: int = 0) -> ImageSet
 
 
 def _digits(split: str) -> ImageSet:
+    from sklearn.datasets import load_digits  # slow to import, and only the digits need it
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)  # (N, 1, 8, 8)
     enlarged = v2.functional.resize(grey, [32, 32], antialias=True)
