@@ -159,7 +159,7 @@ def compress(
     small.plan = Plan(tuple(rows), cost)  # type: ignore[assignment]
     if data is not None and recalibrate and any(row.rank for row in rows):
         responses.recalibrate(small, data)
-    return small
+    return small.eval()
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def rebuild(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module
             small = _replace(small, layer, new)
     small.load_state_dict(state)
     small.plan = plan  # type: ignore[assignment]
-    return small
+    return small.eval()
 
 
 def save_compressed(model: nn.Module, path: str | Path) -> None:
