@@ -75,9 +75,8 @@ def show(figure: Figure, alt: str) -> None:
     drawn, buffer = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
     picture = Image.open(drawn).convert("RGB")
-    if kind == "png":
-        picture = picture.quantize(64, dither=Image.Dither.NONE)
-    picture.save(buffer, format=kind, quality=75, optimize=True)
+    few = picture if kind == "jpeg" else picture.quantize(64, dither=Image.Dither.NONE)
+    few.save(buffer, format=kind, quality=75, optimize=True)
     plt.close(figure)
     source = base64.b64encode(buffer.getvalue()).decode()
     image = f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{source}">'
