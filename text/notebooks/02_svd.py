@@ -220,8 +220,9 @@ print("both agree:", torch.allclose(energy(S_photo), linalg.energy(S_photo)))
 # %%
 shares = [0.9, 0.99, 0.999]
 found = {share: linalg.rank_for_energy(S_photo, share) for share in shares}
+kept = {f"{share:.1%}: rank {r}": linalg.low_rank(photo, r) for share, r in found.items()}
 plots.pictures(
-    {"original": photo, **{f"{s:.1%}: rank {r}": linalg.low_rank(photo, r) for s, r in found.items()}},
+    {"original": photo, **kept},
     alt="The portrait and its copies. With 90 % of the energy it is a coarse mosaic, "
     "with 99 % it is slightly blurred, with 99.9 % it looks like the original.",
 )
