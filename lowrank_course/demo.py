@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -32,13 +33,16 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
-def demo(data: str = "auto", profile: str = "laptop") -> dict[str, Any]:
+def demo(
+    data: str = "auto", profile: str = "laptop", say: Callable[[str], object] = lambda line: None
+) -> dict[str, Any]:
     """Compress the shipped network to BUDGET of its MACs and follow its accuracy.
 
     Parameters
     ----------
     data : "auto", "imagenette" or "digits"
     profile : "smoke" (for tests), "laptop" (minutes) or "full" (every image, more epochs)
+    say : takes a line before each step, for a person who waits; `print`, for example
 
     Returns
     -------
@@ -61,14 +65,18 @@ def demo(data: str = "auto", profile: str = "laptop") -> dict[str, Any]:
         options = {**options, "epochs": 10 * options["epochs"]}
         if profile != "smoke":
             options |= {"tune": None, "evaluate": None}
-    calibration = make_loader(part(train_images, options["calibrate"]), 64, size)
+    calibrating = part(train_images, options["calibrate"])
+    calibration = make_loader(calibrating, 64, size)
     judged = part(val_images, options["evaluate"])
     loader = make_loader(judged, 64, size)
     example = next(iter(loader))[0]
 
+    say(f"1/4 compressing to {BUDGET:.0%} of the MACs, {len(calibrating)} images of {name}")
     truncated = compress(dense, example, BUDGET, data=calibration, recalibrate=False)
+    say("2/4 recalibrating the batch norms")
     recalibrated = copy.deepcopy(truncated)
     responses.recalibrate(recalibrated, calibration)
+    say("3/4 retraining")
     retrained = copy.deepcopy(recalibrated)
     history = fine_tune(
         retrained, dense, part(train_images, options["tune"]), options["epochs"], size,
@@ -83,6 +91,7 @@ def demo(data: str = "auto", profile: str = "laptop") -> dict[str, Any]:
     for network in networks.values():  # alike for the stopwatch: training has turned two of them
         network.cpu().to(memory_format=torch.channels_last)
     example = example.contiguous(memory_format=torch.channels_last)
+    say(f"4/4 measuring four networks, {len(judged)} validation images")
     latency = {batch: compare_latency(networks, example, batch) for batch in BATCH_SIZES}
     rows = [
         {
