@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
@@ -131,7 +132,7 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         history, bf16 = _resume(checkpoint, recipe, state)
     if bf16 is None:
-        bf16 = _bf16_pays(model, sizes[-1], batch_size)
+        bf16 = broadcast_object_list([_bf16_pays(model, sizes[-1], batch_size)])[0]
 
     bar = tqdm(
         total=steps,
@@ -186,6 +187,7 @@ def train(
             with written_beside(checkpoint) as beside:
                 beside.write_bytes(content.getbuffer())
     bar.close()
+    broadcast(list(average.module.buffers()))  # each process's batch norms saw other images
     model.load_state_dict(average.module.state_dict())
     model.eval()
     return history
