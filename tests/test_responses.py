@@ -1,0 +1,207 @@
+"""Streamed statistics against numpy on all outputs at once."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lowrank_course.models import resnet18
+from lowrank_course.responses import (
+    batch_norm_scale,
+    covariances,
+    following_batch_norms,
+    recalibrate,
+)
+
+
+class Net(nn.Module):
+    """A biased convolution with a large mean, one that is called twice, a layer on tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 5, 3, stride=2)
+        self.twice = nn.Conv2d(5, 5, 1)
+        self.dropout = nn.Dropout()
+        self.tokens = nn.Linear(5, 4)
+        nn.init.normal_(self.stem.bias, 3000, 100)
+
+    def forward(self, x):
+        x = (self.stem(x) - 3000) / 100
+        x = self.twice(self.dropout(self.twice(x)))  # (N, 5, h, w)
+        return self.tokens(x.flatten(2).mT)  # (N, h w, 4)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def data(images=12, batch=5, size=9, seed=1):
+    """Images whose brightness drifts from batch to batch, as (images, labels) batches."""
+    x = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    x = x + torch.linspace(-2, 2, images)[:, None, None, None]
+    return [(part, torch.zeros(len(part), dtype=torch.long)) for part in x.split(batch)]
+
+
+def collected(model, batches, name):
+    """All outputs of a layer as (positions, O), float64, over all its calls."""
+    outputs = []
+    layer = model.get_submodule(name)
+    hook = layer.register_forward_hook(lambda *args: outputs.append(args[2]))
+    with torch.no_grad():
+        for images, _ in batches:
+            model(images)
+    hook.remove()
+    if isinstance(layer, nn.Conv2d):
+        outputs = [y.permute(0, 2, 3, 1) for y in outputs]
+    return np.concatenate([y.flatten(0, -2).double().numpy() for y in outputs])
+
+
+@pytest.mark.parametrize("name", ["stem", "twice", "tokens"])
+def test_covariances_are_numpys(net, name):
+    mean, covariance = covariances(net, data(), [name])[name]
+    outputs = collected(net, data(), name)
+    expected = np.cov(outputs.T, bias=True)
+    assert mean.dtype == covariance.dtype == torch.float64
+    np.testing.assert_allclose(mean, outputs.mean(0), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(covariance, expected, rtol=1e-4, atol=1e-5 * expected.max())
+
+
+def test_streamed_equals_one_batch(net):
+    names = ["stem", "twice", "tokens"]
+    streamed, whole = (covariances(net, data(batch=size), names) for size in (1, 12))
+    for name in names:
+        for one, other in zip(streamed[name], whole[name], strict=True):
+            # 3000 in float32 is known to 2e-4 only, and batch sizes round differently.
+            torch.testing.assert_close(one, other, rtol=0, atol=5e-4 * float(other.abs().max()))
+
+
+def test_covariances_leave_the_model_as_it_was(net):
+    net.train()
+    net.tokens.eval()
+    before = copy.deepcopy(net.state_dict())
+    expected = covariances(copy.deepcopy(net).eval(), data(), ["tokens"])["tokens"]
+    found = covariances(net, data(), ["tokens"])["tokens"]  # dropout off meanwhile
+    assert torch.equal(found[1], expected[1])
+    assert net.dropout.training and not net.tokens.training
+    assert not any(module._forward_hooks for module in net.modules())
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_one_shot_data_is_told(net):
+    batches = iter(data())
+    covariances(net, batches, ["stem"])
+    for again in (lambda: covariances(net, batches, ["stem"]), lambda: recalibrate(net, batches)):
+        with pytest.raises(ValueError, match="used up after one pass.*pass a DataLoader or a list"):
+            again()
+    assert not net.stem._forward_hooks
+
+
+def test_nan_data_is_told(net):
+    broken = data()
+    broken[1][0][0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="layer stem gives NaN or infinite values over data"):
+        covariances(net, broken, ["stem"])
+
+
+def test_following_batch_norms_of_a_resnet():
+    model = resnet18(4).train()
+    found = following_batch_norms(model, torch.randn(2, 3, 32, 32))
+    expected = {"conv1": model.bn1}
+    for stage in (1, 2, 3, 4):
+        for block in (0, 1):
+            for i in (1, 2):
+                name = f"layer{stage}.{block}"
+                expected[f"{name}.conv{i}"] = model.get_submodule(f"{name}.bn{i}")
+        if stage > 1:
+            name = f"layer{stage}.0.downsample"
+            expected[f"{name}.0"] = model.get_submodule(f"{name}.1")
+    assert found == expected  # modules compare by identity; fc is not in it
+    assert model.training
+
+
+def test_following_means_directly_behind():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 1), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1),
+        nn.Flatten(), nn.Linear(36, 6), nn.BatchNorm1d(6),
+    )  # fmt: skip
+    assert following_batch_norms(model, torch.randn(2, 3, 8, 8)) == {"8": model[9]}
+
+
+def test_batch_norm_scale_is_what_the_norm_multiplies_by():
+    norm = nn.BatchNorm2d(3).eval()
+    norm.weight.data = torch.tensor([1.5, -2.0, 0.0])
+    norm.running_var = torch.tensor([4.0, 0.25, 1.0])
+    ramp = torch.arange(2.0).expand(1, 3, 1, 2)
+    slope = norm(ramp)[..., 1] - norm(ramp)[..., 0]  # (1, 3, 1)
+    torch.testing.assert_close(batch_norm_scale(norm), slope.flatten().detach().double())
+    plain = nn.BatchNorm2d(3, affine=False).eval()
+    torch.testing.assert_close(batch_norm_scale(plain).float(), torch.ones(3))
+    with pytest.raises(ValueError, match="keeps no running statistics"):
+        batch_norm_scale(nn.BatchNorm2d(3, track_running_stats=False))
+
+
+def normed():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Dropout(0.5),
+        nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6, momentum=None),
+        nn.BatchNorm2d(6, track_running_stats=False),
+    )  # fmt: skip
+    for norm in (model[1], model[4]):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return model
+
+
+def test_recalibrate_measures_the_data_and_nothing_else():
+    model = normed().train()
+    model[1].eval()  # a mixture of modes
+    before = copy.deepcopy(model.state_dict())
+    x = torch.cat([images for images, _ in data()])
+    recalibrate(model, [(x, x)])
+    with torch.no_grad():
+        first = model[0](x)  # (N, 4, h, w)
+        model.eval()
+        second = model[3](model[1](first))  # no dropout between
+    for norm, y in ((model[1], first), (model[4], second)):
+        variance, mean = torch.var_mean(y, dim=(0, 2, 3))
+        torch.testing.assert_close(norm.running_mean, mean, rtol=1e-4, atol=1e-4)
+        # The second layer saw the first one normalised by this very batch: biased, not unbiased.
+        torch.testing.assert_close(norm.running_var, variance, rtol=5e-3, atol=1e-4)
+    assert [model[1].momentum, model[4].momentum] == [0.3, None]
+    weights = [key for key in before if "running" not in key and "tracked" not in key]
+    assert len(weights) == 10
+    assert all(torch.equal(before[key], model.state_dict()[key]) for key in weights)
+
+
+def test_recalibrate_restores_the_modes():
+    model = normed().train()
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    recalibrate(model, data())
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_recalibrate_averages_over_batches():
+    """Equal batches count alike: neither the last one nor the old statistics weigh more."""
+    model, batches = normed(), data(batch=4)
+    recalibrate(model, batches)
+    with torch.no_grad():
+        parts = [torch.var_mean(model[0](x), dim=(0, 2, 3)) for x, _ in batches]
+    variances, means = zip(*parts, strict=True)
+    torch.testing.assert_close(model[1].running_mean, torch.stack(means).mean(0))
+    torch.testing.assert_close(model[1].running_var, torch.stack(variances).mean(0))
+
+
+def test_a_failed_recalibration_changes_nothing():
+    model = normed()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError):
+        recalibrate(model, [*data(), (torch.ones(1, 7, 9, 9), torch.zeros(1))])
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert model[1].momentum == 0.3 and model.training
