@@ -62,7 +62,7 @@ def demo(args: argparse.Namespace) -> int:
 
     if args.json:
         check_writable(Path(args.json))  # told before the work
-    record = demo(args.data, args.profile, say=print)
+    record = demo(args.data, args.profile, say=lambda line: print(line, flush=True))
     if args.json:
         write_text(args.json, json.dumps(record, indent=1))
     about = record["data"]

@@ -1,0 +1,41 @@
+"""Recorded runs in results/: what they promise, and what is drawn from them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lowrank_course import models
+
+ROOT = Path(__file__).parents[1]
+
+
+def record(profile: str) -> dict:
+    return json.loads((ROOT / "results" / f"demo-{profile}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("profile", "points", "minutes"), [("laptop", 2, 6), ("full", 1, 60)])
+def test_the_main_job_keeps_its_promise(profile, points, minutes):
+    run = record(profile)
+    dense, truncated, recalibrated, retrained = run["rows"]
+    assert retrained["macs"] <= 0.35 * dense["macs"]
+    assert retrained["parameters"] <= 0.30 * dense["parameters"]
+    assert retrained["accuracy"] >= dense["accuracy"] - points
+    assert truncated["accuracy"] < recalibrated["accuracy"] < retrained["accuracy"]
+    assert all(retrained["latency_ms"][n] < dense["latency_ms"][n] for n in ("1", "32"))
+    assert run["seconds"] < 60 * minutes
+    assert run["peak_memory_mb"] < 3000
+
+
+def test_the_record_is_of_the_shipped_network():
+    shipped = json.loads((models.WEIGHTS / "imagenette.json").read_text(encoding="utf-8"))
+    assert round(record("full")["rows"][0]["accuracy"], 2) == shipped["accuracy"]["val"]
+    assert record("full")["data"]["evaluated"] == shipped["data"]["val"]
+
+
+def test_the_picture_of_the_final_table_is_of_this_record():
+    content = (ROOT / "results" / "demo-full.json").read_bytes()
+    drawn_from = Image.open(ROOT / "docs" / "final_table.png").text["Source"]
+    assert drawn_from == hashlib.sha256(content).hexdigest(), "run python docs/final_table.py"
