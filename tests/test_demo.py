@@ -21,7 +21,9 @@ def finished(tmp_path_factory):
     returned = []
     with pytest.MonkeyPatch.context() as patch:
         original = demo.demo
-        patch.setattr(demo, "demo", lambda *args: returned.append(original(*args)) or returned[0])
+        patch.setattr(
+            demo, "demo", lambda *a, **k: returned.append(original(*a, **k)) or returned[0]
+        )
         with contextlib.redirect_stdout(io.StringIO()) as text:
             status = cli.main(
                 ["demo", "--data", "digits", "--profile", "smoke", "--json", str(path)]
@@ -78,12 +80,14 @@ def test_demo_ends_in_the_table(finished):
         assert f"{row['accuracy']:.2f} %" in line and f"({share:5.1f} %)" in line
         assert f"{row['macs'] / 1e6:.2f} M" in line and f"{row['file_mb']:.1f} MB" in line
     assert "digits, 32 px, 100 validation images" in printed
+    steps = [line[:3] for line in printed.splitlines() if line[1:3] == "/4"]
+    assert steps == ["1/4", "2/4", "3/4", "4/4"]
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------
 
 
-def never(*_):
+def never(*_, **__):
     pytest.fail("the work had begun")
 
 
@@ -103,7 +107,7 @@ def test_a_demo_that_fails_keeps_the_earlier_record(tmp_path, monkeypatch, capsy
     path = tmp_path / "record.json"
     path.write_text("earlier")
 
-    def fails(*_):
+    def fails(*_, **__):
         raise RuntimeError("no images; download them")
 
     monkeypatch.setattr(demo, "demo", fails)
