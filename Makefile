@@ -32,10 +32,14 @@ help:
 demo: $(RUN)
 	@$(PY) -m lowrank_course demo $(ARGS)
 
+# JupyterLab would ask each newcomer about news: its settings for the course say no.
 lab: $(RUN)
 	@$(PY) -m lowrank_course doctor
+	@mkdir -p $(VENV)/lab
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' \
+	    > $(VENV)/lab/overrides.json
 	$(PY) -m jupyterlab --port=$(PORT) $(if $(filter no,$(BROWSER)),--no-browser) \
-	    $(if $(filter 0,$(shell id -u)),--allow-root) \
+	    $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.app_settings_dir=$(VENV)/lab \
 	    --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: $(DEV)

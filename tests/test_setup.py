@@ -224,7 +224,7 @@ def test_ci_uses_the_shared_images_by_their_absolute_path(tmp_path):
     shutil.copy(ROOT / ".ci" / "run", here / ".ci")
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("chromium", "g++", "make"):
+    for name in ("chromium", "chromedriver", "g++", "make"):
         (tools / name).write_text('#!/bin/sh\necho "${LOWRANK_DATA-unset} $LOWRANK_CI $@"\n')
         (tools / name).chmod(0o755)
     clean = {k: v for k, v in os.environ.items() if not k.startswith("LOWRANK")}
