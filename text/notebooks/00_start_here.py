@@ -28,9 +28,9 @@
 # %%
 import importlib.util
 
-if importlib.util.find_spec("lowrank_course") is None:  # on Colab; elsewhere nothing is installed
-    print("Fetching the course's package")
-    # %pip install --quiet --no-deps lowrank-course tensorly
+if importlib.util.find_spec("lowrank_course") is None:  # on Colab, in a copy of the course
+    print("Installing the course's package")
+    # %pip install --quiet --no-deps .. tensorly
 
 # %%
 import json
@@ -280,7 +280,7 @@ lost = wrong.argsort(descending=True, stable=True)[:4].tolist()
 
 def look(share):
     good = sum(int(answers[share][p] == labels[p]) for p in lost)
-    print(f"{size[share]:,} parameters, top-1 {top1(share):.1f} %; of these 4: {good}")
+    print(f"{size[share]:,} parameters, top-1 {top1(share):.1f} %; right of these 4: {good}")
     alt = f"Four images; at {share:.0%} of the MACs {good} answers are right."
     show(lost, titles_for(lost, share), alt)
 
@@ -293,6 +293,8 @@ _ = interact(look, share=SelectionSlider(options=positions, description="MACs ke
 
 # %%
 look(1.0)
+
+# %%
 look(0.15)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
