@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 Shapes = list[tuple[tuple[int, ...], tuple[int, ...]]]  # (input, output) of each call
@@ -125,6 +124,8 @@ def compare_latency(
     batch = example[torch.arange(batch_size, device=example.device) % len(example)]
     if example.is_contiguous(memory_format=torch.channels_last):
         batch = batch.contiguous(memory_format=torch.channels_last)
+    from torch.utils.benchmark import Timer  # here: its import warns where CUDA has no GPU
+
     timers = {
         name: Timer("model(batch)", globals={"model": model, "batch": batch}, num_threads=threads)
         for name, model in models.items()

@@ -88,7 +88,7 @@ def spectrum(values: Mapping[str, Any], *, alt: str, share: float | None = None)
 
     `values` maps a name to singular values (k,), largest first. `share` in (0, 1] draws a line.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    figure, (left, right) = _subplots(1, 2, figsize=(9, 3.6))
     for name, singular in values.items():
         S = torch.as_tensor(singular)
         ranks = np.arange(1, len(S) + 1)
@@ -106,7 +106,7 @@ def pictures(images: Mapping[str, Any], *, alt: str) -> None:
     """Pictures in a row, titles above; each (H, W) or (H, W, 3), numbers in [0, 1]."""
     tall, wide = next(iter(images.values())).shape[:2]
     size = (2.1 * len(images), 2.0 * tall / wide + 0.35)
-    figure, row = plt.subplots(1, len(images), figsize=size, squeeze=False)
+    figure, row = _subplots(1, len(images), figsize=size, squeeze=False)
     for axes, (title, image) in zip(row[0], images.items(), strict=True):
         axes.imshow(np.clip(_numbers(image), 0, 1), vmin=0, vmax=1)
         axes.set_title(title)
@@ -123,7 +123,7 @@ def curves(
     levels: Mapping[str, float] | None = None,
 ) -> None:
     """Lines, each a pair (x, y) under its name, with named horizontal levels for comparison."""
-    figure, axes = plt.subplots()
+    figure, axes = _subplots()
     long = max(len(x) for x, _ in lines.values()) > 20
     for name, (x, y) in lines.items():
         marker = "o" if len(x) <= 20 else ""  # it says where a measurement is
@@ -146,7 +146,7 @@ def cost_against_rank(
 
     `costs` maps a form to its costs (k,), which rise with the rank.
     """
-    figure, axes = plt.subplots()
+    figure, axes = _subplots()
     axes.axhline(dense, color=STAGE["dense"], linewidth=1.8, linestyle="--", label="dense")
     for name, cost in ((name, _numbers(values)) for name, values in costs.items()):
         ranks = np.arange(1, len(cost) + 1)
@@ -167,7 +167,7 @@ def bars(table: Mapping[str, Mapping[str, float]], *, alt: str) -> None:
     `table` maps a measure to {network: value}.
     """
     size = (min(11.0, 2.6 * len(table) + 0.6), 3.4)
-    figure, row = plt.subplots(1, len(table), figsize=size, squeeze=False)
+    figure, row = _subplots(1, len(table), figsize=size, squeeze=False)
     for axes, (measure, values) in zip(row[0], table.items(), strict=True):
         names = list(values)
         colours = [STAGE.get(n, COLOURS[i % len(COLOURS)]) for i, n in enumerate(names)]
@@ -192,7 +192,7 @@ def layer_boxes(rows: Mapping[str, nn.Module], *, alt: str) -> None:
     """
     versions = {name: _leaves(module) for name, module in rows.items()}
     most = max(size for layers in versions.values() for _, sizes in layers for size in sizes)
-    figure, column = plt.subplots(len(rows), figsize=(8.5, 1.9 * len(rows)), squeeze=False)
+    figure, column = _subplots(len(rows), figsize=(8.5, 1.9 * len(rows)), squeeze=False)
     for axes, (name, layers) in zip(column[:, 0], versions.items(), strict=True):
         axes.set_title(name, loc="left", fontweight="bold")
         axes.axis("off")
@@ -208,6 +208,16 @@ def layer_boxes(rows: Mapping[str, nn.Module], *, alt: str) -> None:
             _tensor(axes, x + 3.0, sizes[1], most)
         axes.set(ylim=(-0.75, 0.55), xlim=(-0.4, 3.0 * max(map(len, versions.values())) + 0.4))
     show(figure, alt)
+
+
+def _subplots(rows: int = 1, columns: int = 1, squeeze: bool = True, **settings: Any) -> Any:
+    """As `plt.subplots`, for a figure that pyplot does not know.
+
+    JupyterLab moves sliders in a second thread, and after each move every figure that pyplot knows
+    is drawn: while ours is still being drawn, it would come out blank.
+    """
+    figure = Figure(**settings)
+    return figure, figure.subplots(rows, columns, squeeze=squeeze)
 
 
 def _line(name: str) -> dict[str, Any]:

@@ -106,7 +106,8 @@ def train(
         momentum=0.9,
         nesterov=True,
     )
-    schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.25)
+    warm_up = 0.25 if steps > 3 else 0.3  # a quarter of 4 steps would divide by zero
+    schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=warm_up)
     # The average spans about the last twentieth of all steps.
     average = AveragedModel(
         model, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - 20 / steps)), use_buffers=True
@@ -155,7 +156,7 @@ def train(
                 logits = wrapped(batch)
                 loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
                 if teacher is not None:
-                    loss = loss + _distillation(logits, teacher, batch)
+                    loss = loss + distillation_loss(logits, teacher, batch)
             if not torch.isfinite(loss):
                 raise ValueError(
                     f"the loss is {loss.item()} in epoch {epoch + 1}; "
@@ -213,7 +214,7 @@ def fine_tune(
     )
 
 
-def _distillation(logits: Tensor, teacher: nn.Module, batch: Tensor) -> Tensor:
+def distillation_loss(logits: Tensor, teacher: nn.Module, batch: Tensor) -> Tensor:
     with torch.no_grad():
         target = F.softmax(teacher(batch).float() / TEMPERATURE, 1)  # (N, classes)
     log_p = F.log_softmax(logits.float() / TEMPERATURE, 1)

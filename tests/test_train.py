@@ -151,7 +151,7 @@ def test_distillation_draws_towards_the_teacher(digits):
 def test_distillation_is_hintons_formula():
     logits = torch.randn(5, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
     scores = torch.randn(5, 10, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    found = MODULE._distillation(logits, lambda _: scores, torch.zeros(5))
+    found = MODULE.distillation_loss(logits, lambda _: scores, torch.zeros(5))
     p, q = (torch.softmax(values.detach().double() / 4, 1) for values in (scores, logits))
     assert found.item() == pytest.approx(16 * float((p * (p / q).log()).sum(1).mean()), rel=1e-5)
     found.backward()

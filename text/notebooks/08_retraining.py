@@ -27,9 +27,9 @@
 # %%
 import importlib.util
 
-if importlib.util.find_spec("lowrank_course") is None:  # on Colab; elsewhere nothing is installed
-    print("Fetching the course's package")
-    # %pip install --quiet --no-deps lowrank-course tensorly
+if importlib.util.find_spec("lowrank_course") is None:  # on Colab, in a copy of the course
+    print("Installing the course's package")
+    # %pip install --quiet --no-deps .. tensorly
 
 # %%
 import copy
@@ -565,7 +565,7 @@ def distillation(student, teacher, T=4.0):
 
 # %%
 from lowrank_course.train import TEMPERATURE
-from lowrank_course.train import _distillation as of_the_package
+from lowrank_course.train import distillation_loss as of_the_package
 
 with torch.no_grad():
     student, teacher = recalibrated(example), dense(example)

@@ -36,9 +36,9 @@
 # %%
 import importlib.util
 
-if importlib.util.find_spec("lowrank_course") is None:  # on Colab; elsewhere nothing is installed
-    print("Fetching the course's package")
-    # %pip install --quiet --no-deps lowrank-course tensorly
+if importlib.util.find_spec("lowrank_course") is None:  # on Colab, in a copy of the course
+    print("Installing the course's package")
+    # %pip install --quiet --no-deps ../.. tensorly
 
 # %%
 import matplotlib.pyplot as plt
