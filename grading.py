@@ -17,12 +17,13 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import nbformat
 from nbgrader.api import Gradebook
 from nbgrader.converters import Autograde, GenerateAssignment, GenerateFeedback
 from nbgrader.coursedir import CourseDirectory
-from nbgrader.utils import capture_log, setenv
+from nbgrader.utils import capture_log
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
@@ -119,7 +120,7 @@ def _nbgrader(
     app.force = True
     # nbgrader calls alembic, which lies beside this Python; the environment may not be activated.
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    with setenv(PATH=programs):
+    with patch.dict(os.environ, PATH=programs):  # nbgrader's own setenv loses the old PATH
         result = capture_log(app)
     return "" if result["success"] else result.get("log", "") + result["error"]
 

@@ -215,6 +215,7 @@ def fine_tune(
 
 
 def distillation_loss(logits: Tensor, teacher: nn.Module, batch: Tensor) -> Tensor:
+    """T^2 KL(teacher, model) at T = 4, a scalar, for logits (N, classes) (Hinton et al. 2015)."""
     with torch.no_grad():
         target = F.softmax(teacher(batch).float() / TEMPERATURE, 1)  # (N, classes)
     log_p = F.log_softmax(logits.float() / TEMPERATURE, 1)

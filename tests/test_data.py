@@ -226,7 +226,10 @@ def test_after_a_failure_the_next_download_succeeds(server, place):
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")
-def test_ctrl_c_during_a_download_leaves_nothing(server, place):
+def test_ctrl_c_during_a_download_leaves_nothing(server, place, request):
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, usual))
+
     def interrupt():
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         server.over.wait(20)
