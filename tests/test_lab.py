@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -130,13 +131,17 @@ def choose(browser, menu, entry):
 @pytest.mark.needs("make")
 @pytest.mark.parametrize("name", NAMES)
 def test_run_all_succeeds(name, address, browser, course):
-    wait = WebDriverWait(browser, 240)
+    wait = WebDriverWait(browser, 180)
     path = course / "notebooks" / f"{name}.ipynb"
     browser.get(address.replace(NAMES[0], name))
     wait.until(idle)
 
     choose(browser, "Run", "Run All Cells")
-    wait.until(lambda _: idle(browser) and browser.execute_script(RAN))
+    try:
+        wait.until(lambda _: idle(browser) and browser.execute_script(RAN))
+    except TimeoutException:  # a busy machine lost the click, or was slow: do what a person does
+        choose(browser, "Run", "Run All Cells")
+        wait.until(lambda _: idle(browser) and browser.execute_script(RAN))
     asked = browser.find_elements(By.CSS_SELECTOR, ".jp-Dialog, .Toastify__toast")
     assert not [box.text for box in asked], "a newcomer is not asked anything"
 
