@@ -47,7 +47,7 @@ def load_resnet18(name: str = "imagenette") -> ResNet:
 
     Parameters
     ----------
-    name : "imagenette", "imagenette-compressed" or "digits"
+    name : "imagenette" or "digits"; "imagenette-compressed" is a ValueError until it ships
 
     Returns
     -------

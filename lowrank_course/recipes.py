@@ -1,4 +1,7 @@
-"""How the networks that ship with the course were trained: `lowrank-course train`."""
+"""Recipes for the networks that ship with the course: `lowrank-course train`.
+
+How a shipped file itself was made, stage by stage, says its own record, `weights/<name>.json`.
+"""
 
 from __future__ import annotations
 
