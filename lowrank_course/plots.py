@@ -59,7 +59,7 @@ def style() -> None:
     plt.rc("grid", color="#E0E0E0")
     plt.rc("lines", linewidth=2.4)
     plt.rc("image", cmap="gray")
-    plt.rc("legend", frameon=False)
+    plt.rc("legend", frameon=False, handlelength=2.8)  # long enough to tell the dashes apart
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -94,7 +94,7 @@ def spectrum(values: Mapping[str, Any], *, alt: str, share: float | None = None)
         ranks = np.arange(1, len(S) + 1)
         left.semilogy(ranks, S / S[0], **_line(name))
         right.plot(ranks, 100 * energy(S), **_line(name))
-    left.set(xlabel="index of the singular value", ylabel="share of the largest")
+    left.set(xlabel="index of the singular value", ylabel="singular value / largest")
     right.set(xlabel="rank", ylabel="energy held (%)", ylim=(0, 103))
     if share is not None:
         right.axhline(100 * share, color=GREY, linewidth=1.5, linestyle=":")
@@ -105,11 +105,14 @@ def spectrum(values: Mapping[str, Any], *, alt: str, share: float | None = None)
 def pictures(images: Mapping[str, Any], *, alt: str) -> None:
     """Pictures in a row, titles above; each (H, W) or (H, W, 3), numbers in [0, 1]."""
     tall, wide = next(iter(images.values())).shape[:2]
-    size = (2.1 * len(images), 2.0 * tall / wide + 0.35)
+    side = min(2.1, 10.5 / len(images))  # inches; a wider figure would be shrunk, letters and all
+    lines = max(title.count("\n") for title in images) + 1
+    size = (side * len(images), (side - 0.1) * tall / wide + 0.25 * lines + 0.15)
     figure, row = _subplots(1, len(images), figsize=size, squeeze=False)
     for axes, (title, image) in zip(row[0], images.items(), strict=True):
         axes.imshow(np.clip(_numbers(image), 0, 1), vmin=0, vmax=1)
         axes.set_title(title)
+        axes.set_anchor("S")  # room that is left over stays above the title
         axes.axis("off")
     show(figure, alt)
 
@@ -134,7 +137,10 @@ def curves(
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if all((_numbers(x) % 1 == 0).all() for x, _ in lines.values()):  # epochs, ranks
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(lines) + len(levels or {}) > 1:
+    names = len(lines) + len(levels or {})
+    if names > 4:  # too many to find a free place among the lines
+        figure.legend(loc="outside right center")
+    elif names > 1:
         axes.legend()
     show(figure, alt)
 
@@ -147,17 +153,19 @@ def cost_against_rank(
     `costs` maps a form to its costs (k,), which rise with the rank.
     """
     figure, axes = _subplots()
-    axes.axhline(dense, color=STAGE["dense"], linewidth=1.8, linestyle="--", label="dense")
+    axes.axhline(dense, color=STAGE["dense"], linewidth=1.8, label="dense")
     for name, cost in ((name, _numbers(values)) for name, values in costs.items()):
         ranks = np.arange(1, len(cost) + 1)
         (line,) = axes.plot(ranks, cost, **_line(name))
         if cost[0] < dense <= cost[-1]:
-            even = float(np.interp(dense, cost, ranks))
-            axes.axvline(even, color=line.get_color(), linewidth=1.5, linestyle=":")
-            axes.text(even, 0.04 * dense, f"break-even {even:.1f} ", ha="right")
+            even, colour = float(np.interp(dense, cost, ranks)), line.get_color()
+            line.set_label(f"{name}, break-even {round(even, 1):g}")
+            axes.vlines(even, 0, dense, color=colour, linewidth=1.5, linestyle=":")
+            axes.scatter(even, dense, s=60, color=colour, zorder=3)
     axes.set(xlabel="rank", ylabel=unit, ylim=(0, None))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1), "ncols": 3}
+    axes.legend(**place, fontsize=11, handlelength=2.2, columnspacing=1)
     show(figure, alt)
 
 
@@ -166,8 +174,11 @@ def bars(table: Mapping[str, Mapping[str, float]], *, alt: str) -> None:
 
     `table` maps a measure to {network: value}.
     """
-    size = (min(11.0, 2.6 * len(table) + 0.6), 3.4)
-    figure, row = _subplots(1, len(table), figsize=size, squeeze=False)
+    counts = [len(values) for values in table.values()]
+    wide = min(1.3, 10.4 / sum(counts))  # inches a bar
+    longest = max(len(name) for values in table.values() for name in values)
+    size = (wide * sum(counts) + 0.6, 3.4)
+    figure, row = _subplots(1, len(table), figsize=size, squeeze=False, widths=counts)
     for axes, (measure, values) in zip(row[0], table.items(), strict=True):
         names = list(values)
         colours = [STAGE.get(n, COLOURS[i % len(COLOURS)]) for i, n in enumerate(names)]
@@ -179,7 +190,7 @@ def bars(table: Mapping[str, Mapping[str, float]], *, alt: str) -> None:
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="x", length=0)
-        if len(names) > 2:
+        if wide < 0.1 * longest:  # the names would run into each other
             plt.setp(axes.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     show(figure, alt)
 
@@ -199,6 +210,7 @@ def layer_boxes(rows: Mapping[str, nn.Module], *, alt: str) -> None:
         edge = STAGE["dense"] if len(layers) == 1 else PALETTE["blue"]
         box = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": edge}
         _tensor(axes, 0, layers[0][1][0], most)
+        axes.text(-0.3, -0.52, "channels", ha="right", va="top", color=GREY)
         for place, (label, sizes) in enumerate(layers):
             x = 3.0 * place
             axes.annotate(
@@ -206,18 +218,24 @@ def layer_boxes(rows: Mapping[str, nn.Module], *, alt: str) -> None:
             )
             axes.text(x + 1.5, 0, label, ha="center", va="center", bbox=box)
             _tensor(axes, x + 3.0, sizes[1], most)
-        axes.set(ylim=(-0.75, 0.55), xlim=(-0.4, 3.0 * max(map(len, versions.values())) + 0.4))
+        axes.set(ylim=(-0.75, 0.55), xlim=(-1.3, 3.0 * max(map(len, versions.values())) + 0.4))
     show(figure, alt)
 
 
-def _subplots(rows: int = 1, columns: int = 1, squeeze: bool = True, **settings: Any) -> Any:
+def _subplots(
+    rows: int = 1,
+    columns: int = 1,
+    squeeze: bool = True,
+    widths: list[int] | None = None,
+    **settings: Any,
+) -> Any:
     """As `plt.subplots`, for a figure that pyplot does not know.
 
     JupyterLab moves sliders in a second thread, and after each move every figure that pyplot knows
     is drawn: while ours is still being drawn, it would come out blank.
     """
     figure = Figure(**settings)
-    return figure, figure.subplots(rows, columns, squeeze=squeeze)
+    return figure, figure.subplots(rows, columns, squeeze=squeeze, width_ratios=widths)
 
 
 def _line(name: str) -> dict[str, Any]:
@@ -229,11 +247,12 @@ def _numbers(values: Any) -> np.ndarray:
 
 
 def _short(value: float) -> str:
-    """Three digits that matter: 93.4, 0.372, 11.2M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
+    """Three digits that matter: 93.4, 80.0, 0.372, 11.2M. A whole number stays one: 8."""
+    if isinstance(value, int) and abs(value) < 1000:
+        return str(value)
+    sizes = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
+    letter = next((key for key, size in sizes.items() if abs(value) >= size), "")
+    return f"{value / sizes[letter]:#.3g}".rstrip(".") + letter
 
 
 def _tensor(axes: Axes, x: float, channels: int, most: int) -> None:

@@ -173,31 +173,3 @@ def test_minutes_are_those_that_were_measured(path):
     visible = [cell for cell in code(path) if "remove-cell" not in cell.metadata.get("tags", [])]
     minutes = len(prose(path).split()) / 150 + len(visible) / 2
     assert 0.75 < int(line[1]) / minutes < 1.33, f"about {minutes:.0f} minutes to read"
-
-
-def test_a_figure_goes_out_with_its_text_and_without_noise(capsys, monkeypatch):
-    import matplotlib.pyplot as plt
-
-    from lowrank_course import plots
-
-    shown = []
-    monkeypatch.setattr(plots, "display", lambda data, raw: shown.append(data))
-    alt = 'The "dense" line lies above 5 < 6.'
-    lines = {"dense": ([0, 1], [1.0, 2.0])}
-    assert plots.curves(lines, alt=alt, xlabel="epoch", ylabel="top-1 accuracy (%)") is None
-    found = re.search(r'alt="([^"]*)"', shown[0]["text/html"])
-    assert found and html.unescape(found[1]) == alt == shown[0]["text/plain"]
-    assert not plt.get_fignums() and capsys.readouterr().out == ""
-
-
-def test_a_figure_without_text_or_with_a_strange_layer_is_refused():
-    import matplotlib.pyplot as plt
-    from torch import nn
-
-    from lowrank_course import plots
-
-    with pytest.raises(ValueError, match="alt is empty"):
-        plots.show(plt.figure(), alt=" ")
-    with pytest.raises(ValueError, match="ReLU: give Conv2d or Linear"):
-        plots.layer_boxes({"one": nn.Sequential(nn.Linear(2, 2), nn.ReLU())}, alt="Two boxes.")
-    plt.close("all")
