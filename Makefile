@@ -26,7 +26,7 @@ help:
 	@echo "make test       all tests, and every notebook"
 	@echo "make check      lint, types and the quick tests"
 	@echo "make exercises  make exercises/ again from solutions/"
-	@echo "make stats      how long the files are"
+	@echo "make stats      how long the notebooks and the package are"
 	@echo "make clean      remove .venv and what the tools left behind"
 
 demo: $(RUN)
@@ -61,9 +61,8 @@ check: $(DEV)
 exercises: $(DEV)
 	@$(PY) grading.py exercises
 
-stats:
-	@wc -l lowrank_course/*.py lowrank_course/checks/*.py
-	@wc -c notebooks/*.ipynb
+stats: $(DEV)
+	@$(PY) tests/notebook_stats.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
