@@ -1,10 +1,12 @@
 """One layer to its factorised form, exactly.
 
-A convolution has weight W of shape (O, C, kh, kw). At rank r one layer becomes two:
+A convolution has weight W of shape (O, C, kh, kw). At rank r one layer becomes two or three:
 
 - channel (Zhang et al., TPAMI 2016): kh x kw, C to r; 1 x 1, r to O; r (C kh kw + O) weights
 - spatial (Jaderberg et al., BMVC 2014; Tai et al., ICLR 2016): kh x 1, C to r; 1 x kw, r to O;
   r (C kh + O kw) weights
+- tucker2 (Kim et al., ICLR 2016), with two ranks (r1, r2): 1 x 1, C to r1; kh x kw, r1 to r2;
+  1 x 1, r2 to O; C r1 + r1 r2 kh kw + r2 O weights
 - linear: I to r features, r to O features; r (I + O) weights
 
 At full rank every form gives the layer's own output, up to rounding.
@@ -18,7 +20,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .linalg import balanced_factors, check_rank, orthogonality_error
+from .linalg import balanced_factors, check_rank, hooi, orthogonality_error
+
+Rank = int | tuple[int, int]  # a pair in the tucker2 form
 
 SCALE_FLOOR = 1e-3  # smallest batch-norm scale, relative to the largest of its layer
 
@@ -48,64 +52,94 @@ def supported(layer: nn.Module) -> str | None:
 
 
 def _matrix_shape(layer: nn.Module, form: str) -> tuple[int, int]:
-    """Shape of the matrix that `form` factorises; ValueError if the two do not fit."""
+    """Shape of the matrix that `form` factorises; ValueError if the two do not fit.
+
+    tucker2 factorises a tensor; its matrix is that of the channel form.
+    """
     reason = supported(layer)
     if reason is not None:
         raise ValueError(f"cannot factorise {layer}: {reason}; leave it dense")
     if isinstance(layer, nn.Linear) and form == "linear":
         return layer.out_features, layer.in_features
-    if isinstance(layer, nn.Conv2d) and form in ("channel", "spatial"):
+    if isinstance(layer, nn.Conv2d) and form in ("channel", "spatial", "tucker2"):
         (kh, kw), inputs, outputs = layer.kernel_size, layer.in_channels, layer.out_channels
-        return (outputs, inputs * kh * kw) if form == "channel" else (inputs * kh, outputs * kw)
-    fitting = "'linear'" if isinstance(layer, nn.Linear) else "'channel' or 'spatial'"
+        return (inputs * kh, outputs * kw) if form == "spatial" else (outputs, inputs * kh * kw)
+    conv = "'channel', 'spatial' or 'tucker2'"
+    fitting = "'linear'" if isinstance(layer, nn.Linear) else conv
     raise ValueError(f"form={form!r} does not fit a {type(layer).__name__}: use {fitting}")
 
 
-def full_rank(layer: nn.Module, form: str) -> int:
-    """Largest rank of the layer in this form; with it, the factorised layer is exact."""
-    return min(_matrix_shape(layer, form))
+def full_rank(layer: nn.Module, form: str) -> Rank:
+    """Largest rank of the layer in this form, (C, O) for tucker2; there it is exact."""
+    shape = _matrix_shape(layer, form)
+    if form == "tucker2":
+        return layer.in_channels, layer.out_channels  # type: ignore[return-value]
+    return min(shape)
 
 
-def _check(layer: nn.Module, form: str, rank: int) -> tuple[int, int, int]:
-    m, n = _matrix_shape(layer, form)
-    return check_rank(rank, min(m, n), (m, n)), m, n
+def _check(layer: nn.Module, form: str, rank: Rank) -> Rank:
+    full, shape = full_rank(layer, form), _matrix_shape(layer, form)
+    if isinstance(full, int):
+        return check_rank(rank, full, shape)  # type: ignore[arg-type]
+    if not isinstance(rank, tuple | list) or len(rank) != 2:
+        raise ValueError(f"rank={rank!r}: give two for tucker2, (inputs, outputs), up to {full}")
+    size = _weight(layer).shape
+    first, second = (check_rank(r, f, size) for r, f in zip(rank, full, strict=True))
+    return first, second
 
 
-def parameters(layer: nn.Module, form: str, rank: int) -> int:
+def parameters(layer: nn.Module, form: str, rank: Rank) -> int:
     """Numbers the factorised layer holds: r (m + n) for an (m, n) matrix, and the layer's bias.
 
     `channel_from_basis` adds a bias (O,) where the layer had none.
     """
-    rank, m, n = _check(layer, form, rank)
+    rank = _check(layer, form, rank)
     bias = layer._parameters["bias"]
-    return rank * (m + n) + (0 if bias is None else bias.numel())
+    extra = 0 if bias is None else bias.numel()
+    if isinstance(rank, tuple):
+        return sum(_tucker2_weights(layer, rank)) + extra
+    return rank * sum(_matrix_shape(layer, form)) + extra
+
+
+def _tucker2_weights(layer: nn.Module, rank: tuple[int, int]) -> tuple[int, int]:
+    """Numbers in the first of the three layers, and in the two others."""
+    (r1, r2), (outputs, inputs, kh, kw) = rank, layer.weight.shape  # type: ignore[misc]
+    return inputs * r1, r2 * (r1 * kh * kw + outputs)
 
 
 def macs(
-    layer: nn.Module, form: str, rank: int, input_hw: Sequence[int], output_hw: Sequence[int]
+    layer: nn.Module, form: str, rank: Rank, input_hw: Sequence[int], output_hw: Sequence[int]
 ) -> int:
     """Multiply-accumulates of the factorised layer for one image.
 
     `input_hw` and `output_hw` are (height, width) before and after the layer. For a linear layer
     `output_hw` is (tokens,), or () for one vector an image. The spatial form strides downwards
-    first, so its first layer works on (output height, input width).
+    first, so its first layer works on (output height, input width); the first layer of tucker2
+    works on the whole input.
     """
-    rank, m, n = _check(layer, form, rank)
+    rank = _check(layer, form, rank)
+    if isinstance(rank, tuple):
+        first, others = _tucker2_weights(layer, rank)
+        return first * math.prod(input_hw) + others * math.prod(output_hw)
+    m, n = _matrix_shape(layer, form)
     if form == "spatial":
         return rank * output_hw[0] * (input_hw[1] * m + output_hw[1] * n)
     return rank * (m + n) * math.prod(output_hw)
 
 
-def factorise(layer: nn.Module, form: str, rank: int) -> nn.Sequential:
-    """Two layers of rank `rank` in place of one: the best copy of its weight in this form.
+def factorise(layer: nn.Module, form: str, rank: Rank) -> nn.Sequential:
+    """Two or three layers in place of one: the best copy of its weight (tucker2: a good one).
 
-    `form` is "channel", "spatial" or "linear". Any stride, padding, padding mode, dilation,
-    kernel size and bias. The layer itself is left untouched. ValueError for a rank outside
-    1..full_rank(layer, form), a weight with NaN, or a layer that `supported` refuses.
+    Any stride, padding, padding mode, dilation, kernel size and bias. The layer is left untouched.
+    ValueError for a rank outside 1..full_rank(layer, form), NaN, or what `supported` refuses.
     """
-    rank, _, _ = _check(layer, form, rank)
+    rank = _check(layer, form, rank)
+    bias = layer._parameters["bias"]
+    if isinstance(rank, tuple):
+        core, P, Q = hooi(_weight(layer), rank[::-1])  # modes are O, C
+        return tucker2_from_factors(layer, P, core, Q.mT, bias)
     left, right = balanced_factors(layer_matrix(layer, form), rank)  # (m, r), (r, n)
-    return from_factors(layer, form, left, right, layer._parameters["bias"])
+    return from_factors(layer, form, left, right, bias)
 
 
 def channel(conv: nn.Conv2d, rank: int) -> nn.Sequential:
@@ -164,6 +198,28 @@ def from_factors(
     )
 
 
+def tucker2_from_factors(
+    layer: nn.Module, left: Tensor, core: Tensor, right: Tensor, bias: Tensor | None
+) -> nn.Sequential:
+    """Three layers from `right` (r1, C), `core` (r2, r1, kh, kw) and `left` (O, r2)."""
+    assert isinstance(layer, nn.Conv2d)
+    return nn.Sequential(
+        _conv(layer, right[:, :, None, None], None, 1, 0, 1),
+        _conv(layer, core, None, layer.stride, layer.padding, layer.dilation),
+        _conv(layer, left[:, :, None, None], bias, 1, 0, 1),
+    )
+
+
+def blank(layer: nn.Module, form: str, rank: Rank, bias: Tensor | None) -> nn.Sequential:
+    """The layers of `form` with weights of zero, to be filled from a file."""
+    m, n = _matrix_shape(layer, form)
+    if isinstance(rank, tuple):
+        (r1, r2), (outputs, inputs, kh, kw) = rank, layer.weight.shape  # type: ignore[misc]
+        core, right = torch.zeros(r2, r1, kh, kw), torch.zeros(r1, inputs)
+        return tucker2_from_factors(layer, torch.zeros(outputs, r2), core, right, bias)
+    return from_factors(layer, form, torch.zeros(m, rank), torch.zeros(rank, n), bias)
+
+
 def floored_scale(scale: Tensor) -> Tensor:
     """Scale (O,) in float64, entries near 0 raised to SCALE_FLOOR of the largest, sign kept.
 
@@ -189,7 +245,8 @@ def channel_from_basis(
     ----------
     U : (O, r), orthonormal columns. The leading eigenvectors of D Cov(y) D give the least error
         in units of D, where D holds `floored_scale(scale)`.
-    scale : (O,), gamma / sqrt(var + eps) of the batch norm behind; floored here. None: D = I.
+    scale : (O,), gamma / sqrt(var + eps) of the batch norm behind; floored here. Or D itself, any
+        symmetric, invertible (O, O). None: D = I.
     mean : (O,), E[y], bias included. None: the bias, so that mu0 = 0.
 
     ValueError for a wrong shape, columns that are not orthonormal, NaN, or an unsupported layer.
@@ -206,10 +263,15 @@ def channel_from_basis(
         torch.zeros(outputs, dtype=torch.float64) if own is None else _vector(own, outputs, "bias")
     )
     mu = bias if mean is None else _vector(mean, outputs, "mean")
-    D = floored_scale(torch.ones(outputs) if scale is None else _vector(scale, outputs, "scale"))
-    right = U.mT @ (D[:, None] * layer_matrix(layer, form))  # (r, C*kh*kw)
-    left = U / D[:, None]  # (O, r)
-    bias = mu - left @ (U.mT @ (D * (mu - bias)))
+    if scale is not None and scale.ndim == 2:
+        D = scale.detach().to("cpu", torch.float64)
+        left = torch.linalg.solve(D, U)  # (O, r)
+    else:
+        scale = torch.ones(outputs) if scale is None else _vector(scale, outputs, "scale")
+        D = floored_scale(scale)
+        left, D = U / D[:, None], D.diag()
+    right = U.mT @ D @ layer_matrix(layer, form)  # (r, C*kh*kw)
+    bias = mu - left @ (U.mT @ (D @ (mu - bias)))
     return from_factors(layer, form, left, right, bias)
 
 

@@ -144,3 +144,39 @@ def orthogonality_error(U: Tensor) -> float:
     _check_matrix(U, "U")
     identity = torch.eye(U.shape[1], dtype=U.dtype, device=U.device)
     return float(torch.linalg.matrix_norm(U.mT @ U - identity))
+
+
+def matrix_root(matrix: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Symmetric square root and its inverse, each (n, n), of a positive semidefinite matrix.
+
+    `ridge` times the mean of the diagonal is added to the diagonal first, so that directions
+    without any weight can be divided by. A matrix of zeros gives the identity twice.
+    """
+    _check_matrix(matrix)
+    size = matrix.diagonal().mean()
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    if size <= 0:
+        return identity, identity
+    values, V = torch.linalg.eigh(matrix / size + ridge * identity)
+    root = values.clamp(min=torch.finfo(matrix.dtype).eps).mul(size).sqrt()
+    return (V * root) @ V.mT, (V / root) @ V.mT
+
+
+def hooi(tensor: Tensor, ranks: tuple[int, int], sweeps: int = 10) -> tuple[Tensor, Tensor, Tensor]:
+    """Tucker-2: tensor (O, C, ...) ≈ core (p, q, ...) times P (O, p) and Q (C, q) in modes 0, 1.
+
+    Higher-order orthogonal iteration, from the leading singular vectors of both unfoldings (De
+    Lathauwer, De Moor and Vandewalle, SIAM J. Matrix Anal. Appl. 2000). P and Q are orthonormal.
+    """
+
+    def leading(unfolded: Tensor, rank: int) -> Tensor:  # eigenvectors: n of them for any width
+        return torch.linalg.eigh(unfolded @ unfolded.mT)[1].flip(1)[:, :rank]
+
+    p, q = ranks
+    swapped = tensor.transpose(0, 1)  # (C, O, ...)
+    P, Q = leading(tensor.flatten(1), p), leading(swapped.flatten(1), q)
+    for _ in range(sweeps if p < len(tensor) or q < len(swapped) else 0):
+        P = leading(torch.tensordot(Q.mT, swapped, 1).transpose(0, 1).flatten(1), p)
+        Q = leading(torch.tensordot(P.mT, tensor, 1).transpose(0, 1).flatten(1), q)
+    core = torch.tensordot(Q.mT, torch.tensordot(P.mT, tensor, 1).transpose(0, 1), 1)
+    return core.transpose(0, 1), P, Q

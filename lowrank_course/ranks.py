@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .layers import Rank
 from .linalg import energy, rank_for_energy
 
 
@@ -20,7 +21,7 @@ class Choice:
     """One way to build a layer. form "dense" has rank 0 and error 0."""
 
     form: str
-    rank: int
+    rank: Rank
     error: float
     cost: float
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .measure import evaluating
@@ -58,13 +60,8 @@ def covariances(
 
         return add
 
-    hooks = [model.get_submodule(name).register_forward_hook(hook_for(name)) for name in names]
-    try:
-        with evaluating(model):
-            run(model, batches)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooks_on(model, names, hook_for), evaluating(model):
+        run(model, batches)
     result = {}
     for name in names:
         mean = first[name] / count[name]  # of the shifted responses
@@ -73,6 +70,118 @@ def covariances(
             raise ValueError(f"layer {name} gives NaN or infinite values over data; check both")
         result[name] = (mean + shift[name].double().cpu(), covariance)
     return result
+
+
+def sensitivities(
+    model: nn.Module, batches: Batches, names: Sequence[str], images: int = 256
+) -> dict[str, Tensor]:
+    """How much the network's answer feels what each layer gives out: its Fisher information.
+
+    G = E[sum over positions of g g^T], with g the gradient of -log p(answer) at the layer's output
+    and the answer drawn from the network's own p (Amari 1998): no labels are needed. An error e
+    in the output changes the answers by e^T G e / 2 nats, to second order.
+
+    Returns
+    -------
+    dict of name to (O, O), float64 on the CPU; from the first `images` images. Zeros for a layer
+    on which the answer does not depend.
+    """
+    found: dict[str, Tensor] = {}
+    draw = torch.Generator().manual_seed(0)
+
+    def hook_for(name: str):  # type: ignore[no-untyped-def]
+        def note(module: nn.Module, _: object, output: Tensor) -> None:
+            def add(gradient: Tensor) -> None:
+                g = rows(gradient, module).float()  # (P, O)
+                found[name] = found[name] + (g.mT @ g).double().cpu()
+
+            channels = output.shape[1 if isinstance(module, nn.Conv2d) else -1]
+            found.setdefault(name, torch.zeros(channels, channels, dtype=torch.float64))
+            output.register_hook(add)  # sees the output as it is now, before any in-place ReLU
+
+        return note
+
+    count = 0
+    with hooks_on(model, names, hook_for), evaluating(model), torch.enable_grad():
+        for batch, _ in first_images(batches, images):
+            batch = batch.to(next(model.parameters()).device).requires_grad_()
+            logits = model(batch).float()  # (N, K) or (N, K, ...)
+            p = logits.detach().softmax(1).movedim(1, -1)
+            answer = torch.multinomial(p.flatten(0, -2).cpu(), 1, generator=draw)
+            answer = answer.view(p.shape[:-1]).to(logits.device)
+            loss = F.cross_entropy(logits, answer, reduction="sum")
+            torch.autograd.grad(loss, batch)
+            count += len(batch)
+    return {name: total / max(1, count) for name, total in found.items()}
+
+
+def input_covariances(
+    model: nn.Module, batches: Batches, names: Sequence[str], images: int = 256
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """What convolutions take in: covariance of the channels, correlation of rows and of columns.
+
+    Returns
+    -------
+    dict of name to ((C, C), (kh, kh), (kw, kw)), float64 on the CPU: their Kronecker product
+    stands for the covariance of the patches (C*kh*kw) that the kernel sees. Linear layers are
+    left out.
+    """
+    shift: dict[str, Tensor] = {}
+    sums: dict[str, list[Tensor]] = {}
+
+    def add(name: str, conv: nn.Conv2d, x: Tensor) -> None:
+        x = x.detach().float()
+        if name not in shift:
+            shift[name] = x.mean((0, 2, 3), keepdim=True)
+            kernel = conv.kernel_size
+            sums[name] = [torch.zeros(n, dtype=torch.float64) for n in kernel]
+            sums[name].append(torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64))
+        x = x - shift[name]
+        for axis in (0, 1):
+            for lag in range(conv.kernel_size[axis]):
+                step, length = lag * conv.dilation[axis], x.shape[2 + axis]
+                if step < length:  # further apart than the image is large: taken as unrelated
+                    a, b = (x.narrow(2 + axis, start, length - step) for start in (0, step))
+                    sums[name][axis][lag] += float((a * b).mean()) * len(x)
+        flat = rows(x, conv)
+        sums[name][2] += (flat.mT @ flat).double().cpu() / (x.shape[2] * x.shape[3])
+
+    def hook_for(name: str):  # type: ignore[no-untyped-def]
+        return lambda module, args, _: add(name, module, args[0])
+
+    convs = [name for name in names if isinstance(model.get_submodule(name), nn.Conv2d)]
+    with hooks_on(model, convs, hook_for), evaluating(model):
+        run(model, first_images(batches, images))
+    return {name: (channels, _toeplitz(v), _toeplitz(h)) for name, (v, h, channels) in sums.items()}
+
+
+def _toeplitz(lags: Tensor) -> Tensor:
+    """Correlation matrix (k, k) from the covariances at distances 0, ..., k - 1."""
+    lags = lags / lags[0] if lags[0] > 0 else torch.eye(len(lags), dtype=lags.dtype)[0]
+    index = torch.arange(len(lags))
+    return lags[(index[:, None] - index).abs()]
+
+
+def first_images(batches: Batches, images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the first `images` images."""
+    for batch, labels in batches:
+        yield batch[:images], labels[:images]
+        images -= len(batch)
+        if images <= 0:
+            return
+
+
+@contextmanager
+def hooks_on(
+    model: nn.Module, names: Sequence[str], hook_for: Callable[[str], Callable]
+) -> Iterator[None]:
+    """Forward hooks on the named layers, taken off again in any case."""
+    hooks = [model.get_submodule(name).register_forward_hook(hook_for(name)) for name in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def run(model: nn.Module, batches: Batches) -> None:
