@@ -11,6 +11,9 @@
 #
 # **The question:** What will I be able to do?
 #
+# In a few minutes you compress a trained network to about a third of its work, with one line of
+# code, and look at the first images that it gets wrong. The rest of the course explains that line.
+#
 # **After this chapter you can**
 #
 # - say what this course is about, and whether it is for you;
@@ -23,7 +26,7 @@
 # **Time:** 20 minutes to read, under 1 minute to run.
 #
 # Press Shift + Enter to run a cell and go on to the next one. The first run takes longer if it has
-# to fetch the images.
+# to download the images.
 
 # %%
 import importlib.util
@@ -49,16 +52,17 @@ profile = os.environ.get("LOWRANK_PROFILE") or "laptop"
 # %% [markdown]
 # ## 1. The story
 #
-# A popular recipe on the web promises to compress a ResNet-18 with the singular value decomposition,
-# the SVD. It cuts two of the network's weight matrices to rank 8, writes them back, trains for five
-# epochs, and reports the accuracy that the next cell quotes. Nothing got smaller. Yet the idea
-# behind it is sound, and it can make a network several times smaller. In this course you find the
-# recipe's flaws, build one that works, and measure both.
+# A ResNet-18 is a small network that names what a picture shows. A popular recipe on the web
+# promises to compress it with the singular value decomposition, the SVD. It lays the weights of two
+# layers out as matrices and cuts each to **rank 8**. Roughly: every row becomes a mixture of the
+# same 8 rows. Then it writes the matrices back, trains for five epochs, and reports 64.79 % of the
+# test images right.
 #
-# The next cell repeats the recipe's main step. It counts **parameters**, the numbers that training
-# can change, and **MACs**, the multiply-accumulates that one image costs.
+# The next cell repeats the cut. It counts **parameters**, the numbers that training can change, and
+# **MACs** (multiply-accumulates), the multiplications that one image costs, each with an addition.
 #
-# **Predict.** Two weight matrices are cut to rank 8. How many parameters and MACs does that save?
+# **Predict.** Each of the two matrices has full rank 64 and is cut to rank 8. How many parameters
+# and MACs does that save?
 
 # %%
 REPORTED = 64.79                                     # top-1 accuracy in percent, from the recipe
@@ -77,21 +81,25 @@ print(f"parameters: {before[0]:,} before, {after[0]:,} after")
 print(f"MACs:       {before[1]:,} before, {after[1]:,} after")
 
 # %% [markdown]
-# **Explain.** It saves none. A matrix of rank 8 that is stored as a 64 × 576 matrix still has
-# 64 × 576 numbers, and each of them is still multiplied. To save something, the layer must really
-# become two thin ones. The rest of this notebook shows you what that can do.
+# **Explain.** It saves none. A matrix of rank 8 that is stored as a 64 × 576 matrix still has 64 ×
+# 576 numbers, and each of them is still multiplied. The idea behind the recipe is sound, though. To
+# save something, the layer must really become two thin ones. The rest of this notebook shows what
+# that can do; in the course you find the recipe's other flaws, and build one that works.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert before == after
 assert tuple(matrix.shape) == (64, 576)
 assert linalg.numerical_rank(layer.weight.data.flatten(1)) == 8
+assert linalg.numerical_rank(models.resnet18().layer1[0].conv1.weight.data.flatten(1)) == 64
+assert REPORTED == 64.79
 
 # %% [markdown]
 # ## 2. Where the images come from
 #
-# The course uses **Imagenette**: photographs of ten easy classes from ImageNet. `find_data` looks in
-# your data folder first. Is nothing there, it downloads them, about 100 MB. Without internet, the
-# handwritten **digits** of scikit-learn stand in.
+# The course uses **Imagenette**: photographs of ten easy classes from ImageNet. `find_data` looks
+# in your data folder first. If nothing is there, it downloads them, about 100 MB. Without internet,
+# the course uses the handwritten **digits** of scikit-learn in their place.
 
 # %%
 name = data.find_data()
@@ -105,7 +113,8 @@ print("classes:", ", ".join(held_out.classes))
 # are 8 × 8 and enlarged, and the numbers differ. The outputs that you see before you run anything
 # were made on Imagenette.
 #
-# Here is one image each of four classes.
+# Here is one image of each of four classes. (In Imagenette, a tench is a fish and an English
+# springer is a dog.)
 
 # %%
 def show(positions, titles, alt):
@@ -127,7 +136,9 @@ show(firsts, names, alt="Four images, one of each class: " + ", ".join(names) + 
 # ## 3. A trained network
 #
 # The course ships a trained ResNet-18, so you can learn first and train later. For each image it
-# gives ten numbers, one a class. The largest is its answer.
+# gives ten numbers, one for each class. The class with the largest number is its answer.
+#
+# None of these images was used to train it.
 
 # %%
 dense = load_resnet18(name)
@@ -160,10 +171,12 @@ seen = sum(int(answers[1.0][p] == labels[p]) for p in firsts)
 show(firsts, titles_for(firsts, 1.0), alt=f"The same images with answers, {seen} of 4 right.")
 
 # %% [markdown]
-# The first line is what the image shows, the arrow is the network's answer. "Correctly" here means
-# **top-1**: the largest number belongs to the right class. Guessing would get one in ten.
+# Above each picture, the first line says what the image shows, and the arrow points to the
+# network's answer. The accuracy that you saw is called **top-1**: the share of images for which the
+# largest number belongs to the right class. Blind guessing would be right for one image in ten.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert len(judged.classes) == 10                     # "one in ten", "ten numbers"
 assert abs(top1(1.0) - checked) < 1e-3
 assert right > 0.5 * len(labels)
@@ -171,9 +184,9 @@ assert right > 0.5 * len(labels)
 # %% [markdown]
 # ## 4. Compress it, in one call
 #
-# `compress` replaces layers by pairs of thinner ones, so that a given share of the MACs remains. It
-# needs an example (for the image size) and some training images, on which it watches what each layer
-# gives out.
+# `compress` replaces layers by pairs of thinner ones, so that a given share of the MACs remains:
+# the **budget**. It needs an example (for the image size) and some training images, on which it
+# watches what each layer gives out. The network as it was is called **dense**.
 #
 # **Predict.** About a third of the MACs may stay. What happens to the number of parameters, to the
 # time for 32 images, and to the accuracy? Nothing is trained afterwards.
@@ -211,29 +224,35 @@ plots.bars(
 
 # %% [markdown]
 # **Explain.** This picture is what the course is about. The parameters fall even further than the
-# MACs, and most of the accuracy is still there.
+# MACs, and most of the accuracy is still there. (Only a few images are judged here, so do not read
+# anything into a difference of one or two points.)
 #
-# The milliseconds follow the MACs only roughly, and differ from machine to machine. On a small network, as for the digits, they may
-# even rise: each layer has become two, and every layer takes its own time. Chapter 10 looks into
-# that.
+# The milliseconds follow the MACs only roughly, and differ from machine to machine. On a small
+# network, as for the digits, they may even rise: each layer has become two, and every layer takes
+# its own time. Chapter 10 looks into that.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert 0.28 < macs["compressed"] / macs["dense"] <= 0.35      # "about a third"
 assert parameters["compressed"] / parameters["dense"] < macs["compressed"] / macs["dense"]
 assert accuracy["compressed"] > 0.75 * accuracy["dense"]      # "most of the accuracy"
 assert not any(module is other for module in dense.modules() for other in small.modules())
 
 # %% [markdown]
-# What has `compress` done? Its plan says so, layer by layer. Compare the first layers of the plan.
+# What has `compress` done? Its plan says so, layer by layer. Here are the first lines.
 
 # %%
 for line in str(small.plan).splitlines()[:6]:
     print(line)
 
 # %% [markdown]
-# The **rank** says how thin the two new layers are. It is found for each layer, and so is whether
-# the layer is replaced at all. What a rank is, you learn in chapters 01 and 02; how one convolution
-# becomes two, in [chapter 05](05_factorizing.ipynb); how ranks are chosen, in chapter 06.
+# `before` and `after` are the MACs of the layer, `form` is the way in which it was split, and `error`
+# is the harm that this does, as `compress` estimates it (0: none). The **rank** says how thin the new
+# layers are. `compress` finds it for each layer, and it also decides whether to replace the layer at
+# all.
+#
+# Chapters 01 and 02 explain the rank, [chapter 05](05_factorizing.ipynb) how one convolution
+# becomes two, and chapter 06 how ranks are chosen.
 #
 # ## 5. How far can you go?
 #
@@ -262,13 +281,13 @@ plots.curves(
 )
 
 # %% [markdown]
-# **Explain.** No. Half of the multiplications cost little accuracy; below a third, each further
-# step costs more. The measurement is coarse, because few images are used here: a difference of one
-# or two points means nothing. Chapter 08 shows how to judge that.
+# **Explain.** No. The first half of the multiplications goes at little cost; below a third, each
+# further step costs more. With so few images, one or two points more or less mean nothing. Chapter
+# 08 shows how to judge that.
 #
-# Move the slider to see the answers. The images are those that the dense network reads correctly and
-# the smaller ones lose first. (The slider needs a running kernel. The curve above holds the same
-# accuracies.)
+# Move the slider to see the answers. The four images are chosen: the dense network is right on
+# them, and the smaller ones are the first to go wrong. (The slider needs a running kernel. The
+# curve above holds the same accuracies.)
 
 # %%
 from ipywidgets import SelectionSlider, interact
@@ -298,6 +317,7 @@ look(1.0)
 look(0.15)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert top1(0.5) > top1(1.0) - 12                             # "cost little accuracy"
 assert top1(0.5) - top1(0.15) > top1(1.0) - top1(0.5)         # "each further step costs more"
 assert all(answers[1.0][p] == labels[p] for p in lost)
@@ -305,9 +325,11 @@ assert all(answers[1.0][p] == labels[p] for p in lost)
 # %% [markdown]
 # ## 6. What training wins back
 #
-# So far nothing was trained. In [chapter 08](08_retraining.ipynb) the compressed network is trained
-# on, and wins back most of what it lost. The course's own full run did this on all of Imagenette.
-# Its record is part of the repository:
+# So far nothing was trained. In [chapter 08](08_retraining.ipynb) you train the compressed network
+# further. The course's own full run did this on all of Imagenette, at about a third of the MACs.
+# Its record is part of the repository.
+#
+# **Predict.** How much of the lost accuracy does training win back?
 
 # %%
 path = Path("../results/demo-full.json")
@@ -321,34 +343,47 @@ else:
 
 # %% [markdown]
 # *Truncated* is the network right after the cut, *recalibrated* after a repair that trains no
-# weight, *retrained* after training. To see the last row come about on your machine, in minutes, type
-# `make demo` in a terminal, or `lowrank-course demo`.
+# weight, *retrained* after a few epochs of training. *File* is its size on disk; *batch 1* and
+# *batch 32* are the times for one image and for 32 at once.
+#
+# **Explain.** Training wins back most of what the cut had cost. Do not conclude that a smaller
+# network is a better one: the dense network did not get these extra epochs. Chapter 08 says what
+# you may claim.
+#
+# To make such a table on your own machine, in minutes, type `make demo` in a terminal in the
+# course's folder (or `lowrank-course demo`).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 if path.exists():
     stages = [row["network"] for row in record["rows"]]
     assert stages == ["dense", "truncated", "recalibrated", "retrained"]
     assert record["data"]["name"] == "imagenette"
-    assert accuracies["retrained"] > accuracies["truncated"]
+    lost = accuracies["dense"] - accuracies["truncated"]
+    assert accuracies["retrained"] - accuracies["truncated"] > 0.5 * lost > 0     # "most"
+    macs_kept = record["rows"][-1]["macs"] / record["rows"][0]["macs"]
+    assert 0.3 < macs_kept < 0.4                              # "about a third"
 
 # %% [markdown]
 # ## 7. How this course works
 #
-# **It is for you** if you can read a PyTorch training loop and want to understand, not only call, a
-# compression method. No SVD is needed, and no GPU.
+# **It is for you** if you can read a PyTorch training loop, and want to understand a compression
+# method before you call it. You need not know the SVD, and you need no GPU.
 #
 # - *On your own:* take the chapters in order, or enter anywhere. Each one stands on its own.
 # - *In a workshop:* no cell that runs live takes longer than a minute on a two-core laptop.
 # - *In a graded course:* each chapter from 01 to 10 gets a unit of exercises with instant checks,
 #   which an instructor can grade with nbgrader.
 #
-# **A chapter has a rhythm.** *Predict* what comes out: say it aloud or write it down, before you run
-# the cell. *Run* it. *Explain* the difference. A wrong prediction is where you learn most. Then
+# **A chapter has a rhythm.** *Predict* what comes out: say it aloud or write it down, before you
+# run the cell. *Run* it. *Explain* the difference. You learn most from a wrong prediction. Then
 # change a number, and run it again: nothing can break.
 #
-# Every chapter ends with a recap, a few questions whose answers you unfold, and exercises. Work in a
-# copy of an exercise (File, then Duplicate), so that you can always start afresh. The first unit is
-# there: [the SVD](../exercises/02_svd/02_svd.ipynb).
+# Every chapter ends with a recap, a few questions whose answers you unfold, and exercises. Work in
+# a copy of an exercise (menu File, Duplicate Notebook), so that you can always start again. The
+# first unit is there: [the SVD](../exercises/02_svd/02_svd.ipynb).
+#
+# A grey line that says "Guards the numbers in the text" is a hidden test. You can skip it.
 #
 # ## 8. The map
 #
@@ -378,13 +413,15 @@ if path.exists():
 # | `LOWRANK_CACHE` | the folder for decoded images, about 1 GB | `.cache/lowrank-course` in your home |
 # | `LOWRANK_PROFILE` | how long runs take: `smoke`, `laptop` or `full` | `laptop` |
 #
-# Is something wrong? In a terminal, type `lowrank-course doctor`. It checks your machine in seconds
-# and says how to mend what it finds. (In a notebook: `%run -m lowrank_course doctor`.)
+# If something is wrong, type `lowrank-course doctor` in a terminal. It checks your machine in
+# seconds and says how to mend what it finds. (In a notebook: `%run -m lowrank_course doctor`.)
 #
-# A cell that seems to hang is marked `[*]`: stop it with the square button above. Do results look
-# strange after you changed things? Use Kernel, then Restart Kernel and Run All Cells.
+# A running cell is marked `[*]`. If it takes too long, stop it with the square button above. If
+# results look strange after you changed things, use the menu Kernel, Restart Kernel and Run All
+# Cells.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 decoded = (data.COUNTS["train"] + data.COUNTS["val"]) * 160 * 160 * 3
 assert 0.8e9 < decoded < 1.2e9                                # "about 1 GB"
 
@@ -394,29 +431,31 @@ assert 0.8e9 < decoded < 1.2e9                                # "about 1 GB"
 # 1. The popular recipe cuts the rank but keeps the matrix: nothing gets smaller.
 # 2. Replace a layer by two thin ones, and parameters and MACs fall for real.
 # 3. `compress` does this for a whole network, under a budget.
-# 4. Much can go at little loss; then the accuracy falls fast, and training wins part of it back.
-# 5. MACs are counted, milliseconds are measured, and the two need not keep step.
+# 4. Much can go at little loss; then the accuracy falls fast. Training wins most of it back.
+# 5. MACs are counted, milliseconds are measured, and half the MACs need not be half the time.
 #
 # ## Check yourself
 #
 # **1.** Why does the recipe of section 1 save nothing?
 #
 # <details><summary>Answer</summary>
-# It writes the cut matrix back in its old shape. The shape decides how many numbers are stored and
-# multiplied, not the rank.
+# It writes the cut matrix back in its old shape. Not the rank, but the shape decides how many
+# numbers are stored and multiplied.
 # </details>
+# <br>
 #
 # **2.** A network needs a third of the MACs. Does it run three times as fast?
 #
 # <details><summary>Answer</summary>
 # Not necessarily. MACs do not count what it takes to read, write and start each layer. Measure it.
 # </details>
+# <br>
 #
-# **3.** Two networks are tested on 100 images. One reads 91 correctly, the other 90. Which one is
+# **3.** Two networks are tested on 100 images. One is right on 91, the other on 90. Which one is
 # better?
 #
 # <details><summary>Answer</summary>
-# You cannot tell. One image more or less is chance. Chapter 08 says how many you need.
+# You cannot tell. One image more or less may be chance. Chapter 08 says how many you need.
 # </details>
 #
 # ## Now you
@@ -433,6 +472,6 @@ assert 0.8e9 < decoded < 1.2e9                                # "about 1 GB"
 # - K. He, X. Zhang, S. Ren and J. Sun, *Deep residual learning for image recognition*, CVPR, 2016:
 #   the ResNet-18.
 # - X. Zhang, J. Zou, K. He and J. Sun, *Accelerating very deep convolutional networks for
-#   classification and detection*, IEEE TPAMI, 2016: the method behind `compress`.
+#   classification and detection*, IEEE TPAMI, 2016: the method on which `compress` builds.
 # - J. Howard, *Imagenette*, github.com/fastai/imagenette, 2019: the images.
 # - *Low rank approximation implementation 1/4*, a tutorial on the web: the popular recipe.
