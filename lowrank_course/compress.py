@@ -1,4 +1,4 @@
-"""A whole network: statistics, plan, swap, refit, recalibrate."""
+"""A whole network: statistics, plan, swap, refit."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def compress(
         the channel or the spatial form, whichever costs less for its error.
     data : batches (images, labels) that can be read several times, about a thousand training
         images; labels are not used. Then what the layers' *responses* need is kept, in the measure
-        in which the network feels it; the layers are refitted front to back; and batch norms are
-        recalibrated. None: the weights alone decide.
-    recalibrate : False leaves the batch norms as they were
+        in which the network feels it, and layers and batch norms are refitted, front to back, to
+        what the dense ones give. None: the weights alone decide.
+    recalibrate : False leaves the refit out: only the layers that are cut change
 
     Returns
     -------
@@ -138,16 +138,14 @@ def _swap(
     data: Batches | None,
     recalibrate: bool,
 ) -> nn.Module:
-    """`small`, still dense, with every layer replaced that the plan cuts; refit, recalibrate."""
+    """`small`, still dense, with every layer replaced that the plan cuts, and refitted."""
     layers = all_layers(small)
     for row in plan:
         if row.rank:
             new = ways[row.name][row.form].build(row.rank)
             small = replace_module(small, layers[row.name], new)
-    if data is not None and any(row.rank for row in plan):
+    if data is not None and recalibrate and any(row.rank for row in plan):
         refit(small, model, data, [row.name for row in plan if not row.reason])
-        if recalibrate:
-            responses.recalibrate(small, data)
     small.plan = plan  # type: ignore[assignment]
     return small.eval()
 

