@@ -11,6 +11,9 @@
 #
 # **The question:** What is the best small copy of a matrix?
 #
+# A photograph of 307,200 numbers is kept in 22,240, and you still recognise the person. This
+# chapter shows how, and why no other copy of that kind comes closer.
+#
 # **After this chapter you can**
 #
 # - split any matrix into three simple factors, and say the shape of each;
@@ -19,7 +22,8 @@
 # - decide whether a rank saves anything;
 # - avoid the usual traps: energy read as accuracy, `V` taken for `Vh`, signs and ties.
 #
-# **You need:** matrix products and a first look at PyTorch tensors. No data is downloaded.
+# **You need:** matrix products and a first look at PyTorch tensors. No data is downloaded. (Chapter
+# 01 helps, but you can start here.)
 #
 # **Time:** 25 minutes to read, under 1 minute to run.
 
@@ -44,15 +48,19 @@ plots.style()
 # %% [markdown]
 # ## 1. Three factors
 #
-# The **singular value decomposition** (SVD) writes a matrix $A$ of shape $(m, n)$ as a product:
+# The **singular value decomposition** (SVD) writes any matrix $A$ of shape $(m, n)$, with $m$ rows
+# and $n$ columns, as a product:
 #
 # $$A = U \, \mathrm{diag}(S) \, V^\top$$
 #
-# The columns of $U$ have length 1 and are at right angles to each other; so are those of $V$. Such
-# columns are called **orthonormal**. The numbers in $S$, the **singular values**, are not negative
-# and are sorted, largest first.
+# The columns of $U$ have length 1 and are at right angles to each other: multiply two of them
+# number by number, add up, and you get 0. The same holds for the columns of $V$. Such columns are
+# called **orthonormal**. The numbers in $S$, the **singular values**, are never negative and are
+# sorted, largest first. $\mathrm{diag}(S)$ is the matrix with these numbers on its diagonal and 0
+# elsewhere.
 #
-# **Predict.** $A$ has 6 rows and 4 columns. What shapes do `U`, `S` and `Vh` (which is $V^\top$) have?
+# **Predict.** $A$ has 6 rows and 4 columns. What shapes do `U`, `S` and `Vh` (which is $V^\top$)
+# have?
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
@@ -64,11 +72,12 @@ for full in (True, False):
 
 # %% [markdown]
 # **Explain.** There are only min(m, n) singular values, here 4. The full form adds two more columns
-# to `U` so that it is square, but nothing multiplies them. The **thin** form leaves them out. You
-# will always want the thin form: `full_matrices=False`.
+# to `U`, so that it is square. No singular value belongs to them, so they add nothing to the
+# product. The **thin** form leaves them out. In this course you always want it:
+# `full_matrices=False`.
 #
-# `S` is a vector. `U * S` multiplies each column of `U` by its singular value, so no diagonal matrix
-# has to be built.
+# `S` is a vector. `U * S` multiplies each column of `U` by its singular value, so no diagonal
+# matrix has to be built.
 
 # %% tags=["nbval-check-output"]
 rebuilt = (U * S) @ Vh                      # (6, 4) * (4,) @ (4, 4) -> (6, 4)
@@ -76,14 +85,15 @@ print("rebuilt equals A:", torch.allclose(rebuilt, A))
 print("singular values: ", [f"{s:.2f}" for s in S])
 
 # %% [markdown]
-# There is a second way to read the same product. Take one column of $U$, one row of $V^\top$ and one
-# singular value. Their product is a whole matrix, in which every row is a multiple of the same row.
-# $A$ is the sum of these pieces, the strongest first:
+# There is a second way to read the same product. Take one column of $U$, one row of $V^\top$ and
+# one singular value. Their product is a whole matrix, in which every row is a multiple of the same
+# row. $A$ is the sum of these pieces, the strongest first:
 #
 # $$A = s_1 u_1 v_1^\top + s_2 u_2 v_2^\top + \dots$$
 #
-# The **rank** of a matrix is the number of pieces it needs: of singular values that are not zero.
-# Each piece has rank 1. The **full rank**, the most there can be, is min(m, n).
+# The **rank** of a matrix is the number of pieces that it needs. That is the number of singular
+# values that are not zero. Each piece has rank 1. The **full rank**, the most there can be, is
+# min(m, n).
 
 # %% tags=["nbval-check-output"]
 pieces = [S[i] * torch.outer(U[:, i], Vh[i]) for i in range(4)]
@@ -104,8 +114,9 @@ def cut(matrix, rank):
 # %% [markdown]
 # ## 2. A photograph is a matrix
 #
-# A grey picture is a matrix of brightness, one number a pixel. This portrait of Grace Hopper, who
-# wrote one of the first compilers, comes with matplotlib. Its colours are averaged to grey.
+# A grey picture is a matrix: one number for each pixel says how bright it is. This portrait of
+# Grace Hopper, who wrote one of the first compilers, comes with matplotlib. Its colours are
+# averaged to grey.
 
 # %% tags=["nbval-check-output"]
 with get_sample_data("grace_hopper.jpg") as file:
@@ -124,16 +135,17 @@ ranks = [1, 5, 20, 100]
 copies = {f"rank {r}": cut(photo, r) for r in ranks}
 plots.pictures(
     {"original": photo, **copies},
-    alt="A portrait and four copies. Rank 1 is a plaid of stripes, at rank 5 a person can be "
-    "guessed, rank 20 is a blurred portrait, rank 100 looks almost like the original.",
+    alt="A portrait and four copies. Rank 1 shows only stripes; at rank 5 a person "
+    "can be guessed, rank 20 is a blurred portrait, rank 100 looks almost like the original.",
 )
 
 # %% [markdown]
-# **Explain.** At rank 1 every row is a multiple of one row, so you see a plaid. Each further piece
-# adds another plaid. A hundred of them, out of 512, nearly give back the portrait.
+# **Explain.** At rank 1 every row is a multiple of one row, so you see only stripes, across and
+# down. Each further piece adds another pattern of stripes. A hundred of them, out of 512, nearly
+# give back the portrait.
 #
-# Now put numbers on it. The **relative error** compares the size of what is missing with the size of
-# the original.
+# Now put numbers on it. The **relative error** is the size of what is missing, divided by the size
+# of the original.
 
 # %% tags=["nbval-check-output"]
 def relative_error(copy, original):
@@ -169,8 +181,9 @@ _ = interact(look, rank=IntSlider(20, 1, 200, continuous_update=False))
 # ## 3. The singular values know the error
 #
 # You do not have to build the copy to know how good it is. The pieces, too, are at right angles to
-# each other, so their squared sizes add up, as in Pythagoras' theorem. The error at rank $r$ comes
-# from the pieces that you left out:
+# each other, so their squared sizes add up, as in Pythagoras' theorem. Call the copy of rank $r$
+# $A_r$, and the size of a matrix $\|\cdot\|_F$ (F for Frobenius). The error comes from the pieces
+# that you left out:
 #
 # $$\|A - A_r\|_F^2 = s_{r+1}^2 + s_{r+2}^2 + \dots$$
 #
@@ -184,8 +197,9 @@ for r in ranks:
     print(f"{r:4d} {measured:10.4f} {predicted:10.4f}")
 
 # %% [markdown]
-# **Explain.** They agree. One SVD gives you the error at every rank. Here is the whole curve, with
-# the four copies from above as dots.
+# **Explain.** They agree: one SVD gives you the error at every rank. (Divide by the size of the
+# whole portrait, and these are the relative errors from above.) Here is the whole curve, with the
+# four copies as dots.
 
 # %%
 missing = S_photo.square().flip(0).cumsum(0).flip(0).sqrt()    # entry r: size of pieces r + 1, ...
@@ -204,8 +218,8 @@ plots.curves(
 #
 # $$\text{energy}(r) = \frac{s_1^2 + \dots + s_r^2}{s_1^2 + \dots + s_k^2}, \qquad k = \min(m, n)$$
 #
-# As code it is a running sum. The course's package has the same function, which also handles special
-# cases. Both agree:
+# As code it is a running sum. The course's package has the same function, which also checks what
+# you give it. Both agree:
 
 # %% tags=["nbval-check-output"]
 def energy(S):
@@ -223,7 +237,7 @@ found = {share: linalg.rank_for_energy(S_photo, share) for share in shares}
 kept = {f"{share:.1%}: rank {r}": linalg.low_rank(photo, r) for share, r in found.items()}
 plots.pictures(
     {"original": photo, **kept},
-    alt="The portrait and its copies. With 90 % of the energy it is a coarse mosaic, "
+    alt="The portrait and its copies. With 90 % of the energy only a rough shape is left, "
     "with 99 % it is slightly blurred, with 99.9 % it looks like the original.",
 )
 
@@ -242,8 +256,10 @@ for share, r in found.items():
 # 32 %.** Keep this in mind when a paper or a tool offers you "90 % of the energy" as a setting.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert abs((1 - 0.9) ** 0.5 - 0.32) < 0.005          # "32 %"
 assert 0.3 < relative_error(linalg.low_rank(photo, found[0.9]), photo) < 0.32
+assert photo.numel() == 307_200 and 20 * (m + n) == 22_240                # the opening
 copy = linalg.low_rank(photo, 20)
 assert torch.allclose(cut(photo, 20), copy)
 left_out = S_photo[20:].square().sum().sqrt()
@@ -276,13 +292,14 @@ plots.spectrum(
 
 # %% [markdown]
 # **Explain.** It changes completely. One piece still carries the average brightness; the rest is
-# noise, in which no piece stands out. Low rank is not a property of the numbers. It says that rows
-# resemble each other, and shuffling destroys the resemblance.
+# noise, in which no piece stands out. Low rank is not a property of the numbers, but of their
+# places: every row is, nearly, a mixture of the same few patterns. Shuffling destroys the patterns.
 #
 # This will matter for networks. The weights at the start of training are random, like the shuffled
-# pixels. Whether training makes them like the portrait is a question for chapter 03.
+# pixels. Does training make them like the portrait? Chapter 03 looks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert held[0] > 0.95 and held[1] < 0.7
 assert S_shuffled[2] / S_shuffled[1] > 0.95           # "no piece stands out"
 assert S_shuffled[1] / S_shuffled[0] < 0.1            # "drop once"
@@ -291,11 +308,11 @@ assert S_shuffled[1] / S_shuffled[0] < 0.1            # "drop once"
 # ## 4. Is there a better copy?
 #
 # You kept the first $r$ pieces because it was easy. Perhaps another matrix of rank $r$ is closer?
-# In 1936 Eckart and Young proved that there is none. Test their claim: try to win.
+# In 1936 Eckart and Young proved that there is none. Test their claim: try to find one.
 #
-# **First try: luck.** Draw 20 random columns, and take the best copy that can be mixed from them.
-# (`qr` makes the columns orthonormal; the best copy is then one line.) Repeat 100 times and keep
-# the winner.
+# **First try: luck.** Draw 20 random columns, and take the best copy whose columns are mixtures of
+# them. (`qr` makes the columns orthonormal; the best copy is then one line.) Repeat 100 times and
+# keep the best.
 
 # %%
 def random_copy(matrix, rank, generator):
@@ -319,7 +336,8 @@ print(f"truncated SVD of rank 20:             {best:.1%} error")
 # of shape $(r, n)$. Hold one of them fixed: the best other one is a least-squares problem, which
 # `lstsq` solves. Take turns. This is called *alternating least squares*.
 #
-# **Predict.** If a copy better than the SVD's exists, the error should fall below the SVD's. Will it?
+# **Predict.** It starts from random numbers and knows nothing of the SVD. Where is its error after
+# ten turns: above the SVD's, at it, or below it?
 
 # %%
 right = torch.randn(20, n, generator=generator, dtype=photo.dtype)
@@ -340,14 +358,16 @@ plots.curves(
 )
 
 # %% [markdown]
-# **Explain.** It comes down to the SVD's error and stops there. This is the **Eckart-Young
-# theorem**: no matrix of rank $r$ is closer to $A$ than its truncated SVD. The answer to this
-# chapter's question is two lines of code.
+# **Explain.** It comes down to the SVD's error and stops there. Two tries are no proof; the
+# **Eckart-Young theorem** has one: no matrix of rank $r$ is closer to $A$ than its truncated SVD.
+# The answer to this chapter's question is two lines of code.
 #
-# "Closer" means the sum of squared differences, with every number counted the same. If some numbers
-# matter more than others, another copy may serve you better. Chapter 07 makes use of that.
+# "Closer" means a smaller sum of squared differences, in which every number counts the same. If
+# some numbers matter more than others, another copy may serve you better. Chapter 07 makes use of
+# that.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert luck > 0.9 > best                              # "Luck does not come near"
 assert all(error >= best - 1e-9 for error in errors)  # never below
 assert all(after <= before + 1e-9 for before, after in zip(errors, errors[1:], strict=False))
@@ -357,8 +377,9 @@ assert errors[-1] - best < 0.002                      # "comes down to"
 # ## 5. Does it save anything?
 #
 # A copy of rank $r$ saves nothing as long as it is stored as an $(m, n)$ matrix: it has as many
-# numbers as before. **Store the two factors.** They have $r \, (m + n)$ numbers. To share the
-# singular values fairly, give each factor their square roots.
+# numbers as before. **Store two factors instead**, `left` of shape $(m, r)$ and `right` of shape
+# $(r, n)$. They have $r \, (m + n)$ numbers. Where do the singular values go? Each factor takes
+# their square roots: the product stays, and both factors have the same size.
 
 # %% tags=["nbval-check-output"]
 left, right = linalg.balanced_factors(photo, 20)      # (m, 20), (20, n)
@@ -391,8 +412,9 @@ plots.cost_against_rank(
 #
 # $$r_\text{break-even} = \frac{m\,n}{m + n}$$
 #
-# A rank above it makes the "compressed" photo larger. For a square matrix that is half the full
-# rank. The longer and thinner the matrix, the nearer it moves to the full rank:
+# A rank above it makes the "compressed" photo larger. For a square matrix the break-even is half
+# the full rank. The longer and thinner the matrix, the nearer the break-even moves to the full
+# rank:
 
 # %% tags=["nbval-check-output"]
 for shape in [(512, 512), (512, 1024), (512, 4608)]:
@@ -400,11 +422,13 @@ for shape in [(512, 512), (512, 1024), (512, 4608)]:
     print(f"{shape}: break-even at rank {even:.1f}, {even / min(shape):.0%} of the full rank")
 
 # %% [markdown]
-# The last one, 512 x 4608, is the size of the largest layers in a ResNet-18. You will meet it in
-# chapter 05. (For photographs there are better formats: JPEG looks at small blocks. A layer of a
-# network has to be *multiplied* with, and two factors can do that directly.)
+# The last one, 512 × 4608, is the size of the largest layers in a ResNet-18: 512 outputs, each with
+# 512 × 3 × 3 weights. Chapter 05 splits such layers. (For photographs there are better formats:
+# JPEG looks at small blocks. But a layer of a network has to be *multiplied* with, and two factors
+# can do that directly.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 from torchvision.models import resnet18  # noqa: E402
 
 assert 0.9 < stored < 1                               # "Nearly all"
@@ -417,8 +441,9 @@ assert linalg.break_even_rank(512, 512) == 256
 # ## 6. A faster way to the same copy
 #
 # The exact SVD computes all pieces, although you keep 20. On a large matrix that is a waste. The
-# **randomized** SVD first looks where the matrix sends random vectors, and then works only there.
-# `basis` makes columns orthonormal, so that their sizes do not run away.
+# **randomized** SVD first looks where the matrix sends a few random vectors, and then works only
+# there. `basis` makes columns orthonormal, so that their sizes do not grow without limit. (In the
+# literature, `spare` is the oversampling and `rounds` the number of power iterations.)
 
 # %%
 def basis(Y):
@@ -440,8 +465,8 @@ def quick_svd(matrix, rank, spare=10, rounds=4):
 # and shrinks them along the weak ones. After a few rounds they span the strong directions, plus a
 # few spare ones. What is left is a matrix of a few rows, cheap to split.
 #
-# **Predict.** The photo is enlarged to four times its size. How much faster is the shortcut, and
-# how much worse?
+# **Predict.** The photo is enlarged to four times as many pixels. How much faster is the shortcut,
+# and how much worse?
 
 # %%
 large = torch.nn.functional.interpolate(photo.float()[None, None], scale_factor=2, mode="bicubic")
@@ -465,7 +490,8 @@ print(f"{exact_seconds / quick_seconds:.0f} times as fast on this machine")
 
 # %% [markdown]
 # **Explain.** The error is the same in the digits that matter, at a small part of the time. The
-# seconds differ from machine to machine. For daily work, take a tested version:
+# seconds differ from machine to machine. A photograph is an easy case: where the singular values
+# fall slowly, you need more rounds. For daily work, take a tested version:
 # `sklearn.utils.extmath.randomized_svd` or `torch.svd_lowrank`. Does ours agree with
 # scikit-learn's?
 
@@ -482,6 +508,7 @@ print("same 20 singular values as the exact SVD:", torch.allclose(S_quick, S_pho
 # shortcut. It pays for the much larger matrices of language models.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert abs(quick_error / exact_error - 1) < 0.01      # "the same in the digits that matter"
 assert quick_seconds < exact_seconds / 2              # "a small part of the time"
 U20, S20, Vh20 = quick_svd(photo, 20)
@@ -490,9 +517,9 @@ assert relative_error((U20 * S20) @ Vh20, photo) < 1.01 * best
 # %% [markdown]
 # ## 7. You may know it as PCA
 #
-# Principal component analysis looks for the directions in which data varies most. It is the SVD of
-# the data after its mean has been taken away. Try it on scikit-learn's 8 x 8 digits, one picture a
-# row.
+# **Principal component analysis** (PCA) looks for the directions in which data varies most. It is
+# the SVD of the data after the mean has been subtracted. Try it on scikit-learn's 8 × 8 digits:
+# each row of the matrix is one picture.
 
 # %% tags=["nbval-check-output"]
 from sklearn.datasets import load_digits
@@ -509,7 +536,7 @@ variances = S_data[:3].square() / (len(data) - 1)
 print("same variances:", torch.allclose(variances, torch.tensor(pca.explained_variance_)))
 
 # %% [markdown]
-# **Predict.** Forget to take the mean away. What is the first direction then?
+# **Predict.** Forget to subtract the mean. What is the first direction then?
 
 # %% tags=["nbval-check-output"]
 _, _, Vh_raw = torch.linalg.svd(data, full_matrices=False)
@@ -518,11 +545,12 @@ cosine = abs(float(Vh_raw[0] @ mean / mean.norm()))
 print(f"cosine between the first direction and the mean picture: {cosine:.3f}")
 
 # %% [markdown]
-# **Explain.** It is nearly the mean itself. You saw the same in the shuffled portrait: one piece for
-# the average brightness. When you study how data *varies*, centre it first. Chapter 07 does so with
-# the responses of a layer.
+# **Explain.** It is nearly the mean itself. You saw the same in the shuffled portrait: one piece
+# for the average brightness. When you study how data *varies*, centre it first. Chapter 07 does so
+# with the responses of a layer.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert cosine > 0.99                                  # "nearly the mean itself"
 assert torch.allclose(cosines.abs(), torch.ones(3, dtype=torch.float64), atol=1e-6)
 
@@ -531,8 +559,8 @@ assert torch.allclose(cosines.abs(), torch.ones(3, dtype=torch.float64), atol=1e
 #
 # ### `V` or `Vh`?
 #
-# `torch.linalg.svd` and NumPy return $V^\top$, named `Vh`. The old `torch.svd`, which you still find
-# in many recipes, returned $V$. On a square matrix the mix-up raises no error.
+# `torch.linalg.svd` and NumPy return $V^\top$, named `Vh`. The old `torch.svd`, which you still
+# find in many recipes, returned $V$. On a square matrix the mix-up raises no error.
 #
 # **Predict.** What happens if you transpose `Vh` once too often?
 
@@ -543,8 +571,8 @@ print(f"(U * S) @ Vh:   error {relative_error((U_s * S_s) @ Vh_s, square):.0%}")
 print(f"(U * S) @ Vh.T: error {relative_error((U_s * S_s) @ Vh_s.T, square):.0%}")
 
 # %% [markdown]
-# **Explain.** Nothing warns you, and the result is worthless. Make it a habit: after every SVD,
-# rebuild the matrix once and look at the error.
+# **Explain.** Nothing warns you, and the error is larger than the matrix itself. Make it a habit:
+# after an SVD, rebuild the matrix once and look at the error.
 #
 # ### $U_r^\top U_r$ is the identity, $U_r U_r^\top$ is not
 #
@@ -565,24 +593,26 @@ print("P @ photo is the rank-20 copy:", torch.allclose(P @ photo, linalg.low_ran
 #
 # ### Signs and ties are not unique
 #
-# Turn the sign of a column of $U$ and of its row in $V^\top$: the product stays. Two computers may
-# well return different signs.
+# Change the sign of a column of $U$ and of its row in $V^\top$: the product stays. Two computers
+# may return different signs.
 
 # %% tags=["nbval-check-output"]
 flip = torch.tensor([-1.0, 1.0, -1.0, 1.0]).double()
 U_a, S_a, Vh_a = torch.linalg.svd(A, full_matrices=False)
 flipped = (U_a * flip * S_a) @ (flip[:, None] * Vh_a)
-print("two signs turned, same matrix:", torch.allclose(flipped, A))
+print("two signs changed, same matrix:", torch.allclose(flipped, A))
 
 R = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))[0]
 print("identity = R @ I @ R.T for any rotation R:", torch.allclose(R @ R.T, torch.eye(3).double()))
 
 # %% [markdown]
-# **Explain.** The identity has three equal singular values, a tie. Any set of orthonormal directions
-# is then a valid answer. So compare products, or directions up to sign. Never compare `U` with `U`.
+# **Explain.** The identity has three equal singular values, a tie. Any set of orthonormal
+# directions is then a valid answer. So compare products, or directions up to sign. Never compare
+# `U` with `U`.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
-assert relative_error((U_s * S_s) @ Vh_s.T, square) > 0.5   # "worthless"
+# Guards the numbers in the text; you can skip it.
+assert relative_error((U_s * S_s) @ Vh_s.T, square) > 1     # "larger than the matrix itself"
 if hasattr(torch, "svd"):                                   # deprecated, may go one day
     assert torch.allclose(torch.svd(A).V.abs(), Vh.T.abs())
 assert not torch.allclose(U_r.T[0], U_r.T[1])
@@ -607,21 +637,24 @@ assert linalg.orthogonality_error(U_r) < 1e-10
 # The squares are 16, 4, 4, 1, together 25. The energy is 16/25 = 64 %. The relative error is the
 # root of 9/25, so 60 %.
 # </details>
+# <br>
 #
-# **2.** A layer is a 300 x 600 matrix. Does rank 150, half the full rank, halve its numbers?
+# **2.** A layer is a 300 × 600 matrix. Does rank 150, half the full rank, halve its numbers?
 #
 # <details><summary>Answer</summary>
 # No. The factors have 150 × 900 = 135,000 numbers, 75 % of 180,000. The break-even rank is 200; for
 # half the numbers you need rank 100.
 # </details>
+# <br>
 #
-# **3.** A colleague replaces a weight matrix by its rank-8 copy, of the same shape. How much smaller
-# is the network?
+# **3.** A colleague replaces a weight matrix by its rank-8 copy, of the same shape. How much
+# smaller is the network?
 #
 # <details><summary>Answer</summary>
 # Not at all. The copy has the same number of entries. It becomes smaller only when the two factors
 # are stored and used in its place. Chapter 04 looks at a recipe that makes this mistake.
 # </details>
+# <br>
 #
 # **4.** Two programs give you different `U` for the same matrix. Is one of them wrong?
 #
@@ -631,6 +664,7 @@ assert linalg.orthogonality_error(U_r) < 1e-10
 # </details>
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 values = torch.tensor([4.0, 2.0, 2.0, 1.0])
 assert abs(float(linalg.energy(values)[0]) - 0.64) < 1e-6
 assert abs((1 - 0.64) ** 0.5 - 0.6) < 1e-9
@@ -650,7 +684,8 @@ assert linalg.break_even_rank(300, 600) == 200 and 100 * 900 == 300 * 600 / 2
 # ## References
 #
 # - C. Eckart and G. Young, *The approximation of one matrix by another of lower rank*,
-#   Psychometrika, 1936.
+#   Psychometrika, 1936. (E. Schmidt had the theorem, for integral equations, in 1907; see G. W.
+#   Stewart, *On the early history of the singular value decomposition*, SIAM Review, 1993.)
 # - G. H. Golub and C. Reinsch, *Singular value decomposition and least squares solutions*,
 #   Numerische Mathematik, 1970.
 # - N. Halko, P.-G. Martinsson and J. A. Tropp, *Finding structure with randomness: probabilistic

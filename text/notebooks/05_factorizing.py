@@ -11,6 +11,10 @@
 #
 # **The question:** How do two small convolutions replace one?
 #
+# A matrix of low rank saves nothing until its two factors take its place. A convolution is a
+# matrix, so its factors must be layers again. But which layers? You build them, catch two mistakes
+# that raise no error, and then shrink a whole network.
+#
 # **After this chapter you can**
 #
 # - turn a convolution into two small ones, in two ways, and a linear layer likewise;
@@ -35,7 +39,6 @@ if importlib.util.find_spec("lowrank_course") is None:  # on Colab, in a copy of
 import copy
 import os
 
-import matplotlib.pyplot as plt
 import tensorly
 import torch
 from tensorly.decomposition import parafac, partial_tucker
@@ -55,9 +58,9 @@ _ = torch.manual_seed(0)
 # ## 1. A layer of a trained network
 #
 # The course ships two trained ResNet-18s. The outputs on this page were made with the one for
-# Imagenette, ten kinds of photographs. Where its images cannot be had, `find_data` chooses the one for
-# handwritten digits. That has a quarter of the channels in every layer, so your numbers differ. The
-# text holds for both.
+# Imagenette, ten kinds of photographs. If these photographs are not available, `find_data` chooses
+# the one for handwritten digits. It has a quarter of the channels in every layer, so your numbers
+# differ. The text holds for both.
 
 # %%
 name = find_data()
@@ -68,10 +71,10 @@ print(f"{name}: {layer}")
 print(f"kernel (O, C, k, k) = {tuple(layer.weight.shape)}, {layer.weight.numel():,} numbers")
 
 # %% [markdown]
-# The kernel has four axes: $O$ output channels, $C$ input channels, and $k$ rows by $k$ columns. Work
-# on a copy in double precision: rounding errors are then tiny, and real mistakes stand out. The input
-# is random, because that uses every part of the kernel. (This layer has no bias: a batch norm
-# follows.)
+# The weights of a convolution are called its **kernel**. It has four axes: $O$ output channels, $C$
+# input channels, and $k$ rows by $k$ columns. Work on a copy in double precision: rounding errors
+# are then tiny, and real mistakes stand out. The input is random, because that uses every part of
+# the kernel. (This layer has no bias: a batch norm follows.)
 
 # %%
 conv = copy.deepcopy(layer).double()
@@ -87,9 +90,9 @@ def relative_error(found, wanted):
 # ## 2. The channel form
 #
 # At each position, the convolution looks at the patch of the image under its kernel: $C k k$
-# numbers. Each output channel multiplies them with its own $C k k$ weights and sums up. That is one
-# row of a matrix times a vector. So lay the kernel out as a matrix with $O$ rows.
-# (`unfold` collects the patches.)
+# numbers. Each output channel multiplies them by its own $C k k$ weights and adds up. That is one
+# row of a matrix times a vector. So lay the kernel out as a matrix $W$ with $O$ rows and $C k k$
+# columns. (`unfold` collects the patches.)
 
 # %% tags=["nbval-check-output"]
 patches = nn.functional.unfold(x, kernel_size=3, padding=1)  # (4, C*k*k, positions)
@@ -97,14 +100,14 @@ product = W.flatten(1) @ patches                             # (O, C*k*k) @ (4, 
 print("the convolution is this matrix product:", torch.allclose(product, conv(x).flatten(2)))
 
 # %% [markdown]
-# You know what to do with a matrix: cut it into two factors, `left` $(O, r)$ and `right`
-# $(r, C k k)$. Then multiply the patch with `right` first:
+# You know what to do with a matrix: cut it to rank $r$ and keep two factors, $L$ (`left`) of shape
+# $(O, r)$ and $R$ (`right`) of shape $(r, C k k)$. A patch $x$ then meets $R$ first:
 #
 # $$y = W x \approx L \, (R \, x)$$
 #
 # $R$ has $r$ rows of $C k k$ numbers: that is a $k \times k$ convolution with only $r$ outputs. $L$
-# mixes these $r$ numbers at each position by itself: that is a $1 \times 1$ convolution. Two small
-# convolutions.
+# mixes these $r$ numbers at each position by itself: that is a $1 \times 1$ convolution. Here are
+# your two small convolutions, the **channel form**.
 
 # %%
 def channel(conv, rank):
@@ -124,8 +127,8 @@ def channel(conv, rank):
 # Stride and padding stay with the layer that sees the image. The bias goes to the second layer,
 # because only that one has the $O$ outputs.
 #
-# **Predict.** You build the pair at full rank, $r = O$, and at half of it. How far are their outputs
-# from those of the layer? And does the package's own function give the same pair?
+# **Predict.** You build the pair at full rank, $r = O$, and at half of it. How far is its output
+# from that of the layer? (`layers.channel` is the package's own version; the last column compares.)
 
 # %%
 print("rank   output error   kernel error   same as layers.channel")
@@ -138,8 +141,8 @@ for rank in (outputs, outputs // 2):
 
 # %% [markdown]
 # **Explain.** At full rank nothing is lost: the error is rounding. At half the rank the output is
-# as wrong as the kernel is, because a random input uses all of the kernel alike. And that is a lot.
-# Look at the energy, the share of the kernel's squared size that the rank holds:
+# about as wrong as the kernel is, because a random input uses all of the kernel alike. And that is
+# a lot. Look at the energy, the share of the kernel's squared size that the rank holds:
 
 # %%
 S = torch.linalg.svdvals(W.flatten(1))
@@ -148,10 +151,11 @@ print(f"half the rank holds {linalg.energy(S)[outputs // 2 - 1]:.0%} of the ener
 print(f"90 % of the energy needs rank {needed} of {outputs}")
 
 # %% [markdown]
-# This trained kernel is hardly low-rank: most of the rank is needed for 90 % of its energy, and that
-# still is an error of up to 32 %. Keep this in mind for the end of the chapter.
+# This trained kernel is hardly low-rank: 90 % of its energy needs most of the rank, and even that
+# leaves an error of up to 32 %. Keep this in mind for the end of the chapter.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert relative_error(channel(conv, outputs)(x), conv(x)) < 1e-10           # "nothing is lost"
 assert abs(in_output / in_kernel - 1) < 0.1                           # "as wrong as the kernel is"
 assert in_output > 0.4                                                # "a lot"
@@ -171,17 +175,17 @@ print(sobel)
 print("rank:", linalg.numerical_rank(sobel))
 
 # %% [markdown]
-# So you may filter all columns first, then all rows: 3 + 3 numbers instead of 9. A kernel with many
-# channels is not that simple, but the SVD writes it as a sum of such pieces. Which matrix must you
-# cut? One side must hold everything vertical, the other everything horizontal:
+# So you may filter down the columns first, then along the rows: 3 + 3 numbers instead of 9. A
+# kernel with many channels is not that simple, but the SVD writes it as a sum of such pieces. Which
+# matrix must you cut? One side must hold everything vertical, the other everything horizontal:
 #
 # - rows: input channel and kernel row, $(c, i)$, so $C k$ of them;
 # - columns: output channel and kernel column, $(o, j)$, so $O k$ of them.
 #
-# $$W_{o,c,i,j} \approx \sum_{r} L_{(c,i),\,r} \; R_{r,\,(o,j)}$$
+# $$W_{o,c,i,j} \approx \sum_{q=1}^{r} L_{(c,i),\,q} \; R_{q,\,(o,j)}$$
 #
-# Each column of `left` becomes a $k \times 1$ filter over all input channels. Each row of `right` holds
-# a $1 \times k$ filter for every output channel.
+# Each column of `left` becomes a $k \times 1$ filter over all input channels. Each row of `right`
+# holds a $1 \times k$ filter for every output channel.
 
 # %%
 def spatial(conv, rank):
@@ -213,10 +217,11 @@ for rank in (full, full // 2):
     print(f"{rank:4d} {relative_error(pair(x), conv(x)):14.1e}   {same}")
 
 # %% [markdown]
-# **Explain.** The matrix is square here, $3C \times 3C$, so its full rank is three times as large.
-# A rank of this form cannot be compared with a rank of the other. What each *costs* can be.
+# **Explain.** With $C = O$ the matrix is square, $3C \times 3C$, so its full rank is three times as
+# large. Do not compare a rank of this form with a rank of the other. Compare what they *cost*.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert full == 3 * outputs == layers.full_rank(conv, "spatial") and outputs == inputs
 assert relative_error(spatial(conv, full)(x), conv(x)) < 1e-10 and same
 assert torch.allclose(spatial(conv, 3)(x), layers.spatial(conv, 3)(x))
@@ -250,8 +255,8 @@ for rank in (10, 5):
 # %% [markdown]
 # ## 5. What it costs
 #
-# Here is the layer redrawn, with each form at the rank that halves its weights. The bars are the
-# tensors between the layers; their heights show the channels.
+# Here is the layer redrawn, with each form at the largest rank that keeps at most half of the
+# weights. The bars are the tensors between the layers; their heights show the channels.
 
 # %%
 half_cost = {
@@ -274,33 +279,21 @@ plots.layer_boxes(
 #
 # | form | matrix | numbers at rank r | full rank | break-even |
 # |---|---|---|---|---|
-# | channel | $O \times C k k$ | $r (C k k + O)$ = 10 C r | C | 0.9 C |
-# | spatial | $C k \times O k$ | $r k (C + O)$ = 6 C r | 3 C | 1.5 C |
-# | 1 × 1 or linear | $O \times C$ | $r (C + O)$ = 2 C r | C | 0.5 C |
+# | channel | $O \times C k k$ | $r (C k k + O) = 10\,C r$ | $C$ | $0.9\,C$ |
+# | spatial | $C k \times O k$ | $r k (C + O) = 6\,C r$ | $3\,C$ | $1.5\,C$ |
+# | 1 × 1 or linear | $O \times C$ | $r (C + O) = 2\,C r$ | $C$ | $0.5\,C$ |
 #
 # **Predict.** You keep half of the full rank. What share of the weights do you keep, in each form?
 
 # %%
-def draw(costs, dense_cost, unit, alt):
-    figure, axes = plt.subplots()
-    axes.axhline(dense_cost, color=plots.STAGE["dense"], linewidth=1.5, label="dense")
-    for form, cost in costs.items():
-        even = dense_cost / cost[0]                          # cost[0] is what one rank costs
-        (line,) = axes.plot(range(1, len(cost) + 1), cost, label=f"{form}, even at {even:.1f}")
-        axes.axvline(even, color=line.get_color(), linewidth=1.5, linestyle=":")
-    axes.set(xlabel="rank", ylabel=unit, ylim=(0, None))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=11)
-    plots.show(figure, alt)
-
-
 ranks = {form: range(1, layers.full_rank(layer, form) + 1) for form in ("channel", "spatial")}
 numbers = {form: [layers.parameters(layer, form, r) for r in rs] for form, rs in ranks.items()}
 even = {f: linalg.break_even_rank(*layers.layer_matrix(layer, f).shape) for f in ranks}
 
 # %%
-draw(
+plots.cost_against_rank(
     {form: [n / 1000 for n in cost] for form, cost in numbers.items()},
-    dense_cost=layer.weight.numel() / 1000,
+    dense=layer.weight.numel() / 1000,
     unit="thousand weights",
     alt="The weights of both forms rise in straight lines with the rank. They cross the dense "
     f"layer's number at rank {even['channel']:.1f} (channel) and {even['spatial']:.1f} (spatial).",
@@ -314,12 +307,13 @@ for form, costs in numbers.items():
 
 # %% [markdown]
 # **Explain.** In the channel form, half the rank keeps a little over half of the weights. In the
-# spatial form it saves *nothing*: half of 3C is just the break-even. **Half the rank is not half the
-# parameters.** Above the grey line, leave the layer dense.
+# spatial form it saves *nothing*: half of $3\,C$ is just the break-even. **Half the rank is not
+# half the parameters.** Above the grey line, leave the layer dense.
 #
-# A 1 × 1 convolution, or a square linear layer, starts to save only below half its rank too.
+# A 1 × 1 convolution or a linear layer with $C = O$ also saves only below half its full rank.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert abs(even["channel"] - 0.9 * inputs) < 1e-9 and abs(even["spatial"] - 1.5 * inputs) < 1e-9
 assert linalg.break_even_rank(inputs, inputs) == inputs / 2
 assert layers.parameters(layer, "channel", 1) == 10 * inputs
@@ -334,12 +328,13 @@ for form, rank in half_cost.items():
 # %% [markdown]
 # ### Multiplications
 #
-# Every weight of a convolution is used once at each output position. One use is a multiply and an
-# add, a **MAC**. (Many tools count FLOPs, two for a MAC. Ask before you compare.) So for a layer
-# with stride 1, MACs are weights times positions, and all shares stay the same.
+# Every weight of a convolution is used once at each output position. One use is a multiplication
+# and an addition, a **MAC** (multiply-accumulate). Many tools count FLOPs, two for a MAC: ask
+# before you compare. If no layer changes the size of the image, MACs are weights times positions,
+# so the shares and the break-even stay those of the weights.
 #
-# **Predict.** With stride 2 the output has half the height and half the width. Does the spatial form
-# still have the break-even that its weights have?
+# **Predict.** With stride 2 the output has half the height and half the width. Is the break-even of
+# the spatial form the same in MACs as in weights?
 
 # %%
 strided = dense.layer2[0].conv1
@@ -355,9 +350,9 @@ print(f"{strided}: {given[2]} x {given[3]} pixels in, {after[2]} x {after[3]} ou
 
 # %%
 weights_even = linalg.break_even_rank(*layers.layer_matrix(strided, "spatial").shape)
-draw(
+plots.cost_against_rank(
     {form: [c / 1e6 for c in cost] for form, cost in costs.items()},
-    dense_cost=dense_macs / 1e6,
+    dense=dense_macs / 1e6,
     unit="million MACs",
     alt="MACs of the strided layer against the rank. Channel form crosses the dense layer at rank "
     f"{crossing['channel']:.1f}, spatial form already at {crossing['spatial']:.1f}.",
@@ -365,9 +360,9 @@ draw(
 print(f"spatial form: break-even in weights {weights_even:.0f}, in MACs {crossing['spatial']:.0f}")
 
 # %% [markdown]
-# **Explain.** No. The first layer strides downwards only. Its output still has the full width, so it
-# works at twice as many positions as the second. The channel form has no such loss: its $k \times k$
-# layer takes the whole stride at once.
+# **Explain.** No, it is lower. The first layer strides downwards only. Its output still has the
+# full width, so it works at twice as many positions as the second. The channel form has no such
+# loss: its $k \times k$ layer takes the whole stride at once.
 #
 # Formulas can be wrong, so count the real thing once. `count_macs` watches a forward pass.
 
@@ -378,6 +373,7 @@ for form, cost in costs.items():
     print(f"{form}: formula and count agree: {counted == cost[7]}")
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert after[2] * 2 == given[2] and after[3] * 2 == given[3]
 channel_even = linalg.break_even_rank(*layers.layer_matrix(strided, "channel").shape)
 assert abs(crossing["channel"] - channel_even) < 1e-9
@@ -408,13 +404,14 @@ for title, pair in (("split", right_pair), ("in one place", wrong_pair)):
     print(f"stride {title:12}: output {tuple(pair(z).shape)}, error {error:.1e}")
 
 # %% [markdown]
-# **Explain.** The shape is right and the numbers are worthless. The first layer has thrown away
-# every second column. The horizontal filter then meets neighbours that were two pixels apart.
+# **Explain.** The shape is right and the numbers are worthless (an error of 1.0 is as bad as an
+# output of zeros). The first layer has thrown away every second column. The horizontal filter then
+# meets neighbours that were two pixels apart.
 #
 # ### The wrong layout
 #
-# `spatial` permutes the kernel's axes before it reshapes. Leave that out, and you still get a matrix
-# of the right size, with the same numbers in it.
+# `spatial` permutes the kernel's axes before it reshapes. Leave that out, and you still get a
+# matrix of the right size, with the same numbers in it.
 #
 # **Predict.** At full rank, is the matrix rebuilt? Is the layer?
 
@@ -428,12 +425,14 @@ print(f"matrix: error {matrix_error:.1e}")
 print(f"layer:  error {layer_error:.1e}")
 
 # %% [markdown]
-# **Explain.** The SVD did its work: it rebuilt the matrix it was given. But that matrix is not this
-# layer. `reshape` cuts the list of numbers into rows wherever they happen to end, and so mixes
-# output channels into the rows that should hold kernel rows. **A test of the matrix cannot find
-# this. A test of the layer does, at full rank, at once.**
+# **Explain.** The SVD did its work: it rebuilt the matrix that it was given. But that matrix is not
+# this layer. The kernel is stored as one long list of numbers, output channel by output channel.
+# `reshape` only cuts this list into rows of the new length, so its rows are not the $(c, i)$ that
+# you need. **A test of the matrix cannot find this. A test of the layer finds it at full rank, at
+# once.**
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert wrong_pair(z).shape == right_pair(z).shape == strided64(z).shape
 assert relative_error(right_pair(z), strided64(z)) < 1e-10
 assert relative_error(wrong_pair(z), strided64(z)) > 0.5              # "worthless"
@@ -442,8 +441,9 @@ assert matrix_error < 1e-10 and layer_error > 0.9
 # %% [markdown]
 # ### The rest of the convolution's settings
 #
-# Our short functions handle numbers for padding, and a bias. The package's take every padding,
-# dilation and rectangular kernel. Here is the full-rank test on some odd layers:
+# Your short functions handle stride, padding by a number of pixels, and a bias. Those of the
+# package also take every other padding, dilation and rectangular kernels. Here is the full-rank
+# test on some odd layers:
 
 # %% tags=["nbval-check-output"]
 odd = {
@@ -456,13 +456,13 @@ for title, each in odd.items():
     for form in ("channel", "spatial"):
         pair = layers.factorise(each, form, layers.full_rank(each, form))
         print(f"{title:15} {form}: exact {torch.allclose(pair(v), each(v))}")
-print("grouped layer:", layers.supported(nn.Conv2d(8, 8, 3, groups=8)))
+print("stays dense:", layers.supported(nn.Conv2d(8, 8, 3, groups=8)))
 
 # %% [markdown]
-# And the **batch norm** behind each convolution? It stays where it is, behind the second layer. In
-# use (`eval()` mode) it multiplies each channel by a stored number and adds another. At full rank it
-# does not notice the change. Below full rank its stored numbers no longer fit. That returns in
-# section 8.
+# And the **batch norm** behind each convolution? It stays where it is, now behind the second layer.
+# In use (`eval()` mode) it multiplies each channel by a stored number and adds another. At full
+# rank its input is unchanged. Below full rank the stored numbers no longer fit: section 8 mends
+# that.
 
 # %% [markdown]
 # ## 7. Three layers
@@ -470,11 +470,12 @@ print("grouped layer:", layers.supported(nn.Conv2d(8, 8, 3, groups=8)))
 # ### Tucker-2
 #
 # The channel form reduces the channels on the way out. You can reduce them on the way in as well: a
-# $1 \times 1$ layer from $C$ to $r_1$ channels, a small $k \times k$ **core** from $r_1$ to $r_2$, a
-# $1 \times 1$ layer from $r_2$ to $O$. The core is cheap: $k k r_1 r_2$ weights.
+# $1 \times 1$ layer from $C$ to $r_1$ channels, a small $k \times k$ **core** from $r_1$ to $r_2$,
+# a $1 \times 1$ layer from $r_2$ to $O$. The core is cheap: $k k r_1 r_2$ weights.
 #
-# With two ranks, one SVD is not enough. **HOOI** (higher-order orthogonal iteration) takes turns: fix one basis, find the other by an
-# SVD of the kernel seen through the first, and back. tensorly does it.
+# With two ranks, one SVD is not enough. **HOOI** (higher-order orthogonal iteration) takes turns:
+# hold the channels on one side fixed, find the best ones on the other side with an SVD, and swap.
+# The library tensorly does it.
 
 # %%
 def tucker2(conv, rank_in, rank_out):
@@ -494,6 +495,8 @@ def tucker2(conv, rank_in, rank_out):
 # %% [markdown]
 # First the test at full rank. Then all three forms at half of the weights. For Tucker-2 with two
 # equal ranks, that is about rank $0.6\,C$.
+#
+# **Predict.** Which of the three forms loses least?
 
 # %%
 whole = relative_error(tucker2(conv, inputs, outputs)(x), conv(x))
@@ -506,10 +509,11 @@ for form in forms:
     print(f"{form:8}: {shares[form]:.0%} of the weights, output error {losses[form]:.0%}")
 
 # %% [markdown]
-# **Explain.** All three lose about the same, and all lose a lot. The form alone does not save you.
-# The package uses the channel and the spatial form so far; Tucker-2 joins in a later chapter.
+# **Explain.** On this layer all three lose about the same, and all lose a lot. The choice of the
+# form alone does not help.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert whole < 1e-10
 assert all(0.4 < share <= 0.51 for share in shares.values())
 assert max(losses.values()) - min(losses.values()) < 0.1 and min(losses.values()) > 0.4
@@ -518,13 +522,13 @@ assert abs((-1 + (1 + 9 * 9 * 0.5) ** 0.5) / 9 - 0.6) < 0.01          # r / C at
 # %% [markdown]
 # ### CP, a warning
 #
-# Why not go all the way? In a **CP** decomposition each piece is a product of *three* vectors: one
-# over output channels, one over input channels, one over kernel positions. No other form needs so
-# few numbers a piece. But for three axes there is no Eckart-Young theorem.
+# Why not go further? In a **CP** decomposition each piece is a product of *three* vectors: one over
+# output channels, one over input channels, one over kernel positions. A piece needs only
+# $O + C + k k$ numbers. But for three axes there is no Eckart-Young theorem.
 #
-# The tensor below needs three pieces: it is their sum.
+# The tensor below is a sum of three pieces. The loop tries to come near with two.
 #
-# **Predict.** How near can two pieces come? And how large are they?
+# **Predict.** How near do they come? And how large are the two pieces?
 
 # %% tags=["nbval-check-output"]
 def piece(u, v, w):
@@ -539,14 +543,15 @@ for n in (1, 10, 100, 1000):
     print(f"n = {n:4d}: error {error:.4f}, each piece {size:6.1f} times the size of the tensor")
 
 # %% [markdown]
-# **Explain.** As near as you like, and never there. **No best copy exists**: whatever you choose, a
-# nearer one does. The price is that the two pieces grow without limit and cancel each other.
+# **Explain.** As near as you like, but never there (de Silva and Lim, 2008). **No best copy
+# exists**: for every pair of pieces there is a nearer one. And the price: the two pieces grow
+# without limit and cancel each other.
 #
 # Does that happen to a real kernel? tensorly's `parafac` finds CP pieces by alternating least
 # squares. Follow it on a layer, with as many pieces as cost about half of the weights.
 #
 # **Predict.** The pieces of an SVD are at right angles, so their squared sizes add up to at most
-# that of the matrix: 1.0. To what do those of CP add up, as the search goes on?
+# 1.0 times that of the matrix. To what do those of CP add up, as the search goes on?
 
 # %%
 kernel = dense.layer1[0].conv1.weight.detach().flatten(2)    # (O, C, k*k)
@@ -560,8 +565,8 @@ for turns in (10, 40, 160):
     print(f"{turns:3d} turns: error {error:.0%}, squared sizes add up to {found[turns][1]:.1f}")
 
 # %% [markdown]
-# **Explain.** The error hardly moves any more while the pieces keep growing against each other. To
-# see why that hurts, disturb every number of the factors by about 1 %, as a training step or a short
+# **Explain.** The error hardly moves any more, while the pieces keep growing and cancel each other.
+# Is that a problem? Disturb every number of the factors by about 1 %, as a training step or a short
 # number format would.
 
 # %%
@@ -580,12 +585,13 @@ for form, change in moved.items():
     print(f"{form:12}: the kernel changes by {change:.1%}")
 
 # %% [markdown]
-# **Explain.** CP makes a small disturbance several times larger. Its error is below that of both SVD
-# forms at equal cost, so it looks attractive on paper. But its users found it hard to fine-tune
-# (Lebedev et al., 2015), and later work adds means to keep the pieces small (Phan et al., 2020). This
-# course leaves it here.
+# **Explain.** CP makes a small disturbance several times larger. At equal cost its error is below
+# that of both SVD forms here, so it looks attractive on paper. But its users found it hard to
+# fine-tune (Lebedev et al., 2015), and later work adds a term that keeps the pieces small (Phan et
+# al., 2020). This course leaves it here.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 cost = pieces * (sum(kernel.shape)) / kernel.numel()
 assert 0.4 < cost < 0.6                                               # "about half of the weights"
 assert found[10][1] < found[40][1] < found[160][1] and found[160][1] > 3
@@ -600,9 +606,9 @@ for form in ("channel", "spatial"):
 # %% [markdown]
 # ## 8. The whole network
 #
-# A ResNet-18 has 20 convolutions and a linear layer, of very different cost. `compress` tries both
-# forms and many ranks on each. It chooses so that the total fits a budget, here a quarter of the
-# MACs. How it shares the budget out is the subject of chapter 06.
+# A ResNet-18 has 20 convolutions and a linear layer, of very different cost. `compress` tries
+# several forms and many ranks on each. It chooses so that the total fits a budget, here a quarter
+# of the MACs. Chapter 06 explains how it divides the budget among the layers.
 #
 # `data=None` means that it looks at the weights only, as you did so far.
 
@@ -612,8 +618,9 @@ lines = str(small.plan).splitlines()
 print(*lines[:6], "...", *lines[-4:], sep="\n")
 
 # %% [markdown]
-# `error` is the squared relative error of the layer's kernel, so 1 minus the energy. A dash means
-# that the layer stays dense: there the saving was not worth its error.
+# `before` and `after` are the layer's MACs. `error` is the squared relative error of its kernel, so
+# 1 minus the energy. A dash means that the layer stays dense: there the saving was not worth its
+# error.
 #
 # **Predict.** A quarter of the MACs are left. What share of the weights is left? What share of
 # the milliseconds?
@@ -631,12 +638,13 @@ for title, values in costs.items():
 
 # %% [markdown]
 # **Explain.** Three measures, three answers. Early layers have few weights but many positions, so
-# they matter for MACs and hardly for parameters. Milliseconds are another matter again: two layers
-# mean two starts and one more tensor to write and read. Chapter 10 is about that. (`measure` in the
-# package returns all costs at once.)
+# they count much in MACs and little in weights. Milliseconds differ again: two layers mean two
+# starts, and one more tensor to write and read. Chapter 10 is about that. (`measure` in the package
+# returns all costs at once.)
 #
-# Now the accuracy. You judge on held-out *training* images. The published validation images wait
-# for the final figure: choices must not be made on them.
+# Now the accuracy, **top-1**: the share of images for which the network's first answer is right.
+# You judge on held-out *training* images. The published validation images wait for the final
+# figure: choices must not be made on them.
 
 # %%
 quick = os.environ.get("LOWRANK_PROFILE") == "smoke"
@@ -648,22 +656,25 @@ for split in ("train", "holdout"):
 
 top1 = {"dense": evaluate(dense, loaders["holdout"])}
 top1["truncated"] = evaluate(small, loaders["holdout"])
-print({stage: f"{value:.1f} %" for stage, value in top1.items()})
+for stage, value in top1.items():
+    print(f"{stage:12} {value:5.1f} %")
 
 # %% [markdown]
-# The loss is large. One part of it can be mended in seconds. Each batch norm subtracts a stored mean
-# and divides by a stored spread, and both were measured behind the *old* layers. **Recalibration**
-# measures them again: a forward pass over some training images, without labels. No weight changes.
+# The loss is large. One part of it can be mended in seconds. Each batch norm subtracts a stored
+# mean and divides by a stored standard deviation, and both were measured behind the *old* layers.
+# **Recalibration** measures them again: a forward pass over some training images, without labels.
+# No weight changes.
 #
-# **Predict.** Will it bring back a little, most, or all of what was lost?
+# **Predict.** Does it bring back nothing, a good part, or all of what was lost?
 
 # %%
 recalibrated = copy.deepcopy(small)
 recalibrate(recalibrated, loaders["train"])
 top1["recalibrated"] = evaluate(recalibrated, loaders["holdout"])
 spread = (top1["dense"] * (100 - top1["dense"]) / (10 * per_class)) ** 0.5
-print({stage: f"{value:.1f} %" for stage, value in top1.items()})
-print(f"{10 * per_class} images: one standard error of the dense figure is {spread:.1f} points")
+for stage, value in top1.items():
+    print(f"{stage:12} {value:5.1f} %")
+print(f"{10 * per_class} images: chance moves the dense figure by about {spread:.1f} points")
 
 # %%
 plots.bars(
@@ -674,17 +685,20 @@ plots.bars(
 )
 
 # %% [markdown]
-# **Explain.** It brings back a good part, for free. So after every cut: `eval()` mode, and
-# recalibrate before you judge. Who forgets that blames the SVD for the batch norm's mistake.
+# **Explain.** It brings back a good part, without training. So after every cut: `eval()` mode, and
+# recalibrate before you judge. Otherwise you blame the SVD for what the batch norms do. (Chapter 08
+# says how far chance can move such a figure, and what it takes to claim a difference.)
 #
-# And yet a gap remains. You took the best copy of every kernel, and the network is truly smaller. **Why
-# does it lose so much?** Two suspicions:
+# And yet a gap remains. You took the best copy of every kernel, and the network is truly smaller.
+# **Why does it lose so much?** Two suspicions:
 #
 # - The ranks may be badly chosen. Chapter 06 (coming) asks how much each layer deserves.
-# - "Best" may be the wrong best. The SVD counts every number of the kernel alike, although real
-#   images do not use all of it alike. Chapter 07 (coming) looks at what the layers answer instead.
+# - "Best" may mean the wrong thing. The SVD counts every number of the kernel alike, although real
+#   images do not use all of it alike. Chapter 07 (coming) looks at what the layers give out
+#   instead.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert [row.name for row in small.plan][-1] == "fc" and len(small.plan.rows) == 21
 macs = costs["million MACs"]["compressed"] / costs["million MACs"]["dense"]
 assert 0.22 < macs <= 0.25                                            # "a quarter of the MACs"
@@ -705,8 +719,8 @@ assert all(map(torch.equal, small.parameters(), recalibrated.parameters()))   # 
 # 2. The channel form is k × k then 1 × 1; the spatial form is k × 1 then 1 × k, stride and padding
 #    split between them.
 # 3. At full rank the pair must equal the layer. Test the layer, never only the matrix.
-# 4. With C = O and 3 × 3 you save below rank 0.9 C (channel) or 1.5 C (spatial); half the rank is not
-#    half the parameters.
+# 4. With C = O and 3 × 3 you save below rank 0.9 C (channel) or 1.5 C (spatial); half the rank is
+#    not half the parameters.
 # 5. After a cut, recalibrate the batch norms. It costs seconds; a gap remains, the next question.
 #
 # ## Check yourself
@@ -717,37 +731,42 @@ assert all(map(torch.equal, small.parameters(), recalibrated.parameters()))   # 
 # <details><summary>Answer</summary>
 # 128 × (2304 + 256) = 327,680 of 589,824, so 56 %. For one half you need rank 115.
 # </details>
+# <br>
 #
 # **2.** Why has the first of the two layers no bias?
 #
 # <details><summary>Answer</summary>
-# The layer's bias has O numbers and is added to the output. Only the second layer has O outputs. A bias
-# in the first would be mixed by the second.
+# The layer's bias has O numbers and is added to the output. Only the second layer has O outputs. A
+# bias in the first would be mixed by the second.
 # </details>
+# <br>
 #
-# **3.** A tool reports that its factorised kernel, multiplied out, equals the original to 15 digits.
-# Are you content?
+# **3.** A tool reports that its factorised matrix, multiplied out, equals the original to 15
+# digits. Is that enough?
 #
 # <details><summary>Answer</summary>
-# No. It may have rebuilt a matrix that is laid out wrongly, or put the stride in the wrong place. Compare
-# the outputs of the layers, at full rank, on a random input.
+# No. It may have rebuilt a matrix that is laid out wrongly, or put the stride in the wrong place.
+# Compare the outputs of the layers, at full rank, on a random input.
 # </details>
+# <br>
 #
 # **4.** You cut a 1 × 1 convolution with 64 inputs and 64 outputs to rank 40. Is it smaller?
 #
 # <details><summary>Answer</summary>
 # No, it is larger: 40 × 128 = 5,120 weights instead of 4,096. The break-even is rank 32.
 # </details>
+# <br>
 #
-# **5.** You replace a layer of stride 2 by pairs with equally many weights, one in the channel form, one
-# in the spatial form. Which pair has fewer MACs?
+# **5.** You replace a layer of stride 2 by pairs with equally many weights, one in the channel
+# form, one in the spatial form. Which pair has fewer MACs?
 #
 # <details><summary>Answer</summary>
-# The channel form. It strides both ways at once; the first layer of the spatial form still works on the
-# full width.
+# The channel form. Its first layer strides down and across at once; the first layer of the spatial
+# form still works on the full width.
 # </details>
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 quiz = nn.Conv2d(256, 256, 3, bias=False)
 assert layers.parameters(quiz, "channel", 128) == 128 * (2304 + 256) == 327_680
 assert quiz.weight.numel() == 589_824 and round(100 * 327_680 / 589_824) == 56
@@ -759,25 +778,26 @@ assert linalg.break_even_rank(64, 64) == 32
 # ## Now you
 #
 # Change the budget in section 8 to 0.5 and run it again. Then find the smallest budget at which the
-# recalibrated network stays within 5 points of the dense one.
+# recalibrated network stays within 5 points of the dense one, on the held-out images.
 #
-# **The way on.** Chapter 06 (coming) asks how much each layer deserves, chapter 07 (coming) why plain
-# SVD loses so much. Chapter 08, retraining on Imagenette, wins the accuracy back.
+# **The way on.** Chapter 06 (coming) asks how much each layer deserves, chapter 07 (coming) why
+# plain SVD loses so much. In [08, retraining on Imagenette](08_retraining.ipynb), you win the
+# accuracy back.
 #
 # ## References
 #
-# - M. Jaderberg, A. Vedaldi and A. Zisserman, *Speeding up convolutional neural networks with low rank
-#   expansions*, BMVC 2014. (the spatial form)
+# - M. Jaderberg, A. Vedaldi and A. Zisserman, *Speeding up convolutional neural networks with low
+#   rank expansions*, BMVC 2014. (the spatial form)
 # - C. Tai, T. Xiao, Y. Zhang, X. Wang and W. E, *Convolutional neural networks with low-rank
 #   regularization*, ICLR 2016. (its solution by the SVD)
 # - X. Zhang, J. Zou, K. He and J. Sun, *Accelerating very deep convolutional networks for
 #   classification and detection*, IEEE TPAMI, 2016. (the channel form)
-# - Y.-D. Kim, E. Park, S. Yoo, T. Choi, L. Yang and D. Shin, *Compression of deep convolutional neural
-#   networks for fast and low power mobile applications*, ICLR 2016. (Tucker-2)
-# - V. Lebedev, Y. Ganin, M. Rakhuba, I. Oseledets and V. Lempitsky, *Speeding-up convolutional neural
-#   networks using fine-tuned CP-decomposition*, ICLR 2015.
+# - Y.-D. Kim, E. Park, S. Yoo, T. Choi, L. Yang and D. Shin, *Compression of deep convolutional
+#   neural networks for fast and low power mobile applications*, ICLR 2016. (Tucker-2)
+# - V. Lebedev, Y. Ganin, M. Rakhuba, I. Oseledets and V. Lempitsky, *Speeding-up convolutional
+#   neural networks using fine-tuned CP-decomposition*, ICLR 2015.
 # - V. de Silva and L.-H. Lim, *Tensor rank and the ill-posedness of the best low-rank approximation
 #   problem*, SIAM Journal on Matrix Analysis and Applications, 2008.
-# - A.-H. Phan, K. Sobolev, K. Sozykin, D. Ermilov, J. Gusak, P. Tichavský, V. Glukhov, I. Oseledets and
-#   A. Cichocki, *Stable low-rank tensor decomposition for compression of convolutional neural
+# - A.-H. Phan, K. Sobolev, K. Sozykin, D. Ermilov, J. Gusak, P. Tichavský, V. Glukhov, I. Oseledets
+#   and A. Cichocki, *Stable low-rank tensor decomposition for compression of convolutional neural
 #   networks*, ECCV 2020.

@@ -27,11 +27,13 @@
 # hand.
 
 # %% [markdown]
-# **How it works.** Replace each `raise NotImplementedError` by your code, then run the check below
-# it. The check shows the call, what it expected and what it got. Run it as often as you like.
+# **How it works.** Work in a copy (in JupyterLab: File, Duplicate Notebook), so that you can start
+# again; hand it in as `02_svd.ipynb`. Replace each `raise NotImplementedError` by your code, then
+# run the check below it. It shows the call, what it expected and what it got. Run it as often as
+# you like.
 #
-# You can answer the questions in any order; only the last function needs two of the others. When
-# you hand in, further cases are drawn, so a table of the right answers does not help.
+# You can answer the questions in any order; only the last function needs two of the others. For the
+# grade, further cases are drawn, so a table of the right answers does not help.
 
 # %%
 import importlib.util
@@ -118,9 +120,10 @@ plots.pictures(
 #
 # *Difficulty ●●○ · 10 minutes · 2 points*
 #
-# Write `relative_errors(singular_values)`. From the k singular values of a matrix A it returns k +
-# 1 numbers. Number r is the relative error of the best approximation of rank r, in the Frobenius
-# norm: ‖A − A_r‖ / ‖A‖. Number 0 is 1, because rank 0 keeps nothing; number k is 0.
+# Write `relative_errors(singular_values)`. From the k singular values of a matrix A, largest first,
+# it returns a tensor of k + 1 numbers. Entry r is the relative error ‖A − A_r‖ / ‖A‖ of the best
+# approximation of rank r, in the Frobenius norm. Entry 0 is 1, because rank 0 keeps nothing; entry
+# k is 0.
 #
 # **Expect** for the grey photograph: 49.9 % at rank 1, 18.5 % at rank 20, 5.3 % at rank 100.
 #
@@ -156,6 +159,7 @@ for rank in (1, 20, 100):
     print(f"rank {rank:3d}: error {errors[rank]:.1%}")
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert [f"{errors[rank]:.1%}" for rank in (1, 20, 100)] == ["49.9%", "18.5%", "5.3%"]
 
 # %% [markdown]
@@ -168,6 +172,7 @@ rank = int((energy >= 0.9).nonzero()[0])
 print(f"rank {rank}: energy {energy[rank]:.1%}, error {errors[rank]:.1%}")
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert energy[rank] >= 0.9 > energy[rank - 1] and 0.25 < errors[rank] < 0.32
 
 # %% [markdown]
@@ -175,9 +180,9 @@ assert energy[rank] >= 0.9 > energy[rank - 1] and 0.25 < errors[rank] < 0.32
 #
 # *Difficulty ●○○ · 5 minutes · 2 points*
 #
-# Write `rank_for_error(errors, target)`. `errors` is a curve as in question 2: number r is the
-# error at rank r, and the numbers fall. Return the smallest rank whose error is at most `target`,
-# as an int.
+# Write `rank_for_error(errors, target)`. `errors` is a curve as in question 2: entry r is the error
+# at rank r, and the numbers fall. Return the smallest rank whose error is at most `target`, as an
+# int.
 #
 # **Expect** for the grey photograph: rank 53 for an error of 10 %, rank 104 for 5 %.
 #
@@ -208,6 +213,7 @@ for target in (0.10, 0.05):
     print(f"error {target:.0%}: rank {rank_for_error(errors, target)}")
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert (rank_for_error(errors, 0.10), rank_for_error(errors, 0.05)) == (53, 104)
 
 # %% [markdown]
@@ -250,6 +256,7 @@ for share in (0.25, 0.5, 1.0):
     print(f"{share:.0%} of the numbers: rank {largest_rank(m, n, share)} of {min(m, n)}")
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert (largest_rank(m, n, 0.25), largest_rank(m, n, 1.0) + 1, min(m, n)) == (34, 139, 256)
 
 # %% [markdown]
@@ -302,6 +309,7 @@ for share, (left, right) in small.items():
     print(f"{share:.0%} of the numbers: rank {left.shape[1]}, error {error:.1%}")
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 left, right = small[0.25]
 assert left.shape[1] == 53
 assert f"{(restore(left, right) - photo).norm() / photo.norm():.1%}" == "10.4%"
@@ -343,6 +351,7 @@ plots.curves(
 )
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert torch.linalg.matrix_rank(line) == torch.linalg.matrix_rank(noise) == 256
 assert relative_errors(torch.linalg.svdvals(line))[138] > 4 * errors[138]  # at break-even
 assert 0.45 < relative_errors(torch.linalg.svdvals(noise))[1] < 0.55  # rank 1 holds the mean grey
