@@ -25,7 +25,7 @@
 # **You need:** matrix products and a first look at PyTorch tensors. No data is downloaded. (Chapter
 # 01 helps, but you can start here.)
 #
-# **Time:** 25 minutes to read, under 1 minute to run.
+# **Time:** 30 minutes to read, under 1 minute to run.
 
 # %%
 import importlib.util
