@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from . import responses
-from .layers import Rank, macs, parameters, supported
+from .layers import Rank, macs, parameters
 from .measure import Shapes, check_example, count_macs, count_parameters, layer_shapes
-from .plan import Layer, Plan, Row, all_layers, replace_module
+from .plan import Layer, Plan, Row, all_layers, dense_reasons, replace_module
 from .ranks import Choice, global_budget
 from .refit import refit
 from .responses import Batches
@@ -63,7 +63,7 @@ def compress(
     _check(model, example, budget, cost, form)
     small = copy.deepcopy(model).eval()
     layers, shapes = all_layers(small), layer_shapes(small, example)
-    reasons = _reasons(layers, shapes)
+    reasons = dense_reasons(small, example)
     free = [name for name, reason in reasons.items() if not reason]
     if not free:
         raise ValueError("model has no convolution or linear layer that can be factorised")
@@ -105,10 +105,10 @@ def apply(
     The other arguments, and what is returned, are those of `compress`. ValueError for a plan that
     names other layers than the model's, or a form or rank that does not fit.
     """
-    _check(model, example)
+    _check(model, example, cost=plan.cost)
     small = copy.deepcopy(model).eval()
     layers, shapes = all_layers(small), layer_shapes(small, example)
-    reasons = _reasons(layers, shapes)
+    reasons = dense_reasons(small, example)
     if differing := {row.name for row in plan} ^ layers.keys():
         raise ValueError(f"plan is of another model: they differ in {min(differing)!r}")
     cut = [row for row in plan if row.form != "dense"]
@@ -141,21 +141,13 @@ def _swap(
     """`small`, still dense, with every layer replaced that the plan cuts, and refitted."""
     layers = all_layers(small)
     for row in plan:
-        if row.rank:
+        if row.form != "dense":
             new = ways[row.name][row.form].build(row.rank)
             small = replace_module(small, layers[row.name], new)
-    if data is not None and recalibrate and any(row.rank for row in plan):
+    if data is not None and recalibrate and any(row.form != "dense" for row in plan):
         refit(small, model, data, [row.name for row in plan if not row.reason])
     small.plan = plan  # type: ignore[assignment]
     return small.eval()
-
-
-def _reasons(layers: Mapping[str, Layer], shapes: Mapping[str, Shapes]) -> dict[str, str]:
-    """Why a layer must stay dense; "" where it need not."""
-    return {
-        name: (supported(layer) or "") if shapes[name] else "not called, or read from outside"
-        for name, layer in layers.items()
-    }
 
 
 def _known(model: nn.Module, data: Batches, names: list[str]) -> dict[str, Response]:

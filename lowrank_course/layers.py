@@ -83,7 +83,7 @@ def _check(layer: nn.Module, form: str, rank: Rank) -> Rank:
         return check_rank(rank, full, shape)  # type: ignore[arg-type]
     if not isinstance(rank, tuple | list) or len(rank) != 2:
         raise ValueError(f"rank={rank!r}: give two for tucker2, (inputs, outputs), up to {full}")
-    size = _weight(layer).shape
+    size = layer.get_parameter("weight").shape
     first, second = (check_rank(r, f, size) for r, f in zip(rank, full, strict=True))
     return first, second
 
@@ -212,6 +212,7 @@ def tucker2_from_factors(
 
 def blank(layer: nn.Module, form: str, rank: Rank, bias: Tensor | None) -> nn.Sequential:
     """The layers of `form` with weights of zero, to be filled from a file."""
+    rank = _check(layer, form, rank)
     m, n = _matrix_shape(layer, form)
     if isinstance(rank, tuple):
         (r1, r2), (outputs, inputs, kh, kw) = rank, layer.weight.shape  # type: ignore[misc]
@@ -245,8 +246,7 @@ def channel_from_basis(
     ----------
     U : (O, r), orthonormal columns. The leading eigenvectors of D Cov(y) D give the least error
         in units of D, where D holds `floored_scale(scale)`.
-    scale : (O,), gamma / sqrt(var + eps) of the batch norm behind; floored here. Or D itself, any
-        symmetric, invertible (O, O). None: D = I.
+    scale : (O,), gamma / sqrt(var + eps) of the batch norm behind; floored here. None: D = I.
     mean : (O,), E[y], bias included. None: the bias, so that mu0 = 0.
 
     ValueError for a wrong shape, columns that are not orthonormal, NaN, or an unsupported layer.
@@ -259,19 +259,12 @@ def channel_from_basis(
     if orthogonality_error(U) > 1e-3:
         raise ValueError("the columns of U are not orthonormal: take them from torch.linalg.eigh")
     own = layer._parameters["bias"]
-    bias = (
-        torch.zeros(outputs, dtype=torch.float64) if own is None else _vector(own, outputs, "bias")
-    )
+    bias = _vector(torch.zeros(outputs) if own is None else own, outputs, "bias")
     mu = bias if mean is None else _vector(mean, outputs, "mean")
-    if scale is not None and scale.ndim == 2:
-        D = scale.detach().to("cpu", torch.float64)
-        left = torch.linalg.solve(D, U)  # (O, r)
-    else:
-        scale = torch.ones(outputs) if scale is None else _vector(scale, outputs, "scale")
-        D = floored_scale(scale)
-        left, D = U / D[:, None], D.diag()
-    right = U.mT @ D @ layer_matrix(layer, form)  # (r, C*kh*kw)
-    bias = mu - left @ (U.mT @ (D @ (mu - bias)))
+    D = floored_scale(torch.ones(outputs) if scale is None else _vector(scale, outputs, "scale"))
+    right = U.mT @ (D[:, None] * layer_matrix(layer, form))  # (r, C*kh*kw)
+    left = U / D[:, None]  # (O, r)
+    bias = mu - left @ (U.mT @ (D * (mu - bias)))
     return from_factors(layer, form, left, right, bias)
 
 

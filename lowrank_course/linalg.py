@@ -90,6 +90,16 @@ def balanced_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return U * root, root[:, None] * Vh
 
 
+def rebalanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product left (m, r) @ right (r, n), as `balanced_factors` would give it.
+
+    Factors of very different size, or nearly parallel columns, make gradient steps diverge.
+    """
+    (Q, R), (P, T) = torch.linalg.qr(left), torch.linalg.qr(right.mT)
+    U, S, Vh = torch.linalg.svd(R @ T.mT)
+    return Q @ (U * S.sqrt()), S.sqrt()[:, None] * (Vh @ P.mT)
+
+
 def energy(singular_values: Tensor) -> Tensor:
     """Share (k,) of the squared Frobenius norm that ranks 1 to k hold; rises to exactly 1.
 
@@ -149,8 +159,9 @@ def orthogonality_error(U: Tensor) -> float:
 def matrix_root(matrix: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
     """Symmetric square root and its inverse, each (n, n), of a positive semidefinite matrix.
 
-    `ridge` times the mean of the diagonal is added to the diagonal first, so that directions
-    without any weight can be divided by. A matrix of zeros gives the identity twice.
+    `ridge` times the mean of the diagonal is added to the diagonal first, and no eigenvalue is
+    taken to be less, so that directions without any weight can be divided by. A matrix of zeros
+    gives the identity twice.
     """
     _check_matrix(matrix)
     size = matrix.diagonal().mean()
@@ -158,7 +169,7 @@ def matrix_root(matrix: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
     if size <= 0:
         return identity, identity
     values, V = torch.linalg.eigh(matrix / size + ridge * identity)
-    root = values.clamp(min=torch.finfo(matrix.dtype).eps).mul(size).sqrt()
+    root = values.clamp(min=max(ridge, torch.finfo(matrix.dtype).eps)).mul(size).sqrt()
     return (V * root) @ V.mT, (V / root) @ V.mT
 
 
@@ -168,11 +179,14 @@ def hooi(tensor: Tensor, ranks: tuple[int, int], sweeps: int = 10) -> tuple[Tens
     Higher-order orthogonal iteration, from the leading singular vectors of both unfoldings (De
     Lathauwer, De Moor and Vandewalle, SIAM J. Matrix Anal. Appl. 2000). P and Q are orthonormal.
     """
+    if tensor.ndim < 2:
+        raise ValueError(f"tensor has shape {tuple(tensor.shape)}: give (O, C, ...)")
+    _check_matrix(tensor.flatten(1), "tensor")
+    p, q = (check_rank(r, n, tensor.shape) for r, n in zip(ranks, tensor.shape, strict=False))
 
     def leading(unfolded: Tensor, rank: int) -> Tensor:  # eigenvectors: n of them for any width
         return torch.linalg.eigh(unfolded @ unfolded.mT)[1].flip(1)[:, :rank]
 
-    p, q = ranks
     swapped = tensor.transpose(0, 1)  # (C, O, ...)
     P, Q = leading(tensor.flatten(1), p), leading(swapped.flatten(1), q)
     for _ in range(sweeps if p < len(tensor) or q < len(swapped) else 0):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from .data import written_beside
-from .layers import Rank, blank
+from .layers import Rank, blank, supported
+from .measure import evaluating
 
 Layer = nn.Conv2d | nn.Linear
 
@@ -33,6 +36,10 @@ class Row:
     before: float
     after: float
     reason: str = ""  # why the layer could not be factorised
+
+    def __post_init__(self) -> None:  # JSON has no pairs, and who edits it may forget the rank
+        rank = tuple(self.rank) if isinstance(self.rank, list) else self.rank
+        object.__setattr__(self, "rank", 0 if self.form == "dense" else rank)
 
 
 @dataclass(frozen=True)
@@ -59,16 +66,16 @@ class Plan:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        return json.dumps({"cost": self.cost, "rows": [asdict(row) for row in self]})
+        table = {"cost": self.cost, "rows": [asdict(row) for row in self]}
+        return json.dumps(table, default=int)  # for numpy's integers
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        table = json.loads(text)
-        rows = [Row(**row) for row in table["rows"]]
-        lists = [row for row in rows if isinstance(row.rank, list)]  # JSON has no pairs
-        for row in lists:
-            object.__setattr__(row, "rank", tuple(row.rank))  # type: ignore[arg-type]
-        return Plan(tuple(rows), table["cost"])
+        try:
+            table = json.loads(text)
+            return Plan(tuple(Row(**row) for row in table["rows"]), table["cost"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"text holds no plan ({error}); write it with to_json") from error
 
     def edit(self, name: str, form: str, rank: Rank = 0) -> Plan:
         """A copy with another form and rank for one layer, to be applied by `apply`.
@@ -82,7 +89,7 @@ class Plan:
         i = names.index(name)
         if rows[i].reason and form != "dense":
             raise ValueError(f"name={name!r} stays dense: {rows[i].reason}")
-        rows[i] = replace(rows[i], form=form, rank=0 if form == "dense" else rank)
+        rows[i] = replace(rows[i], form=form, rank=rank)
         return Plan(tuple(rows), self.cost)
 
 
@@ -92,6 +99,51 @@ def _short(rank: Rank) -> str:
 
 def all_layers(model: nn.Module) -> dict[str, Layer]:
     return {n: m for n, m in model.named_modules() if isinstance(m, Layer)}
+
+
+def dense_reasons(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """Why each layer must stay dense; "" where it need not. Seen in one pass over one image."""
+    layers, called, read = all_layers(model), set(), set()
+    inside: list[nn.Module] = []  # the layer that runs at the moment
+
+    def watched(kind: type[nn.Module]) -> type[nn.Module]:
+        class Watched(kind):  # type: ignore[misc, valid-type]
+            def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
+                called.add(self)
+                inside.append(self)
+                try:
+                    return super().forward(*args, **named)
+                finally:
+                    inside.pop()
+
+            def __getattr__(self, name: str) -> object:  # parameters are no plain attributes
+                if name == "weight" and self not in inside:
+                    read.add(self)
+                return super().__getattr__(name)
+
+        return Watched
+
+    kinds = {layer: type(layer) for layer in layers.values()}
+    try:
+        for layer, kind in kinds.items():
+            layer.__class__ = watched(kind)  # type: ignore[assignment]
+        with evaluating(model), torch.no_grad():
+            model(example[:1])
+    finally:
+        for layer, kind in kinds.items():
+            layer.__class__ = kind
+    held = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+
+    def reason(layer: Layer) -> str:
+        if layer in read:
+            return "its weight is read from outside"
+        if layer not in called:
+            return "not called"
+        if (why := supported(layer)) or held[id(layer._parameters["weight"])] == 1:
+            return why or ""
+        return "its weight is another module's, too"
+
+    return {name: reason(layer) for name, layer in layers.items()}
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
@@ -113,7 +165,7 @@ def rebuild(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module
         if row.name not in layers:
             raise ValueError(f"the plan names {row.name!r}, which this model lacks")
         layer = layers[row.name]
-        if row.rank:
+        if row.form != "dense":
             last = 2 if row.form == "tucker2" else 1
             bias = state.get(f"{row.name}.{last}.bias".lstrip("."))  # "": model is that layer
             small = replace_module(small, layer, blank(layer, row.form, row.rank, bias))
@@ -141,7 +193,7 @@ def load_compressed(path: str | Path, model: nn.Module) -> nn.Module:
         with safe_open(path, "pt") as file:
             plan = Plan.from_json((file.metadata() or {})["plan"])
             state = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no compressed network ({error}); save it again") from error
     try:
         return rebuild(model, plan, state)

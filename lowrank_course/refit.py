@@ -50,7 +50,8 @@ def refit(
             if name not in targets:  # called before
                 return None
             last: Layer = module[-1] if isinstance(module, nn.Sequential) else module  # type: ignore
-            B, shift = _regress(targets.pop(name), _sampled(rows(output, last)))
+            place = last.bias is not None or last in behind  # for a shift
+            B, shift = _regress(targets.pop(name), _sampled(rows(output, last)), place)
             B, shift = B.to(last.weight), shift.to(last.weight)
             last.weight.copy_(torch.tensordot(B, last.weight, 1))
             matrix = B[:, :, None, None] if isinstance(last, nn.Conv2d) else B
@@ -77,10 +78,13 @@ def _sampled(y: Tensor, samples: int = 8192) -> Tensor:
     return y[chosen.to(y.device)].float()
 
 
-def _regress(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """B (O, O) and shift (O,) with y ≈ B z + shift; with few rows, B stays near the identity."""
+def _regress(y: Tensor, z: Tensor, shifted: bool = True) -> tuple[Tensor, Tensor]:
+    """B (O, O) and shift (O,) with y ≈ B z + shift; with few rows, B stays near the identity.
+
+    shifted=False: y ≈ B z, and the shift is 0.
+    """
     y, z = y.double().cpu(), z.double().cpu()
-    mean_y, mean_z = y.mean(0), z.mean(0)
+    mean_y, mean_z = shifted * y.mean(0), shifted * z.mean(0)
     y, z = y - mean_y, z - mean_z
     variance = z.mT @ z
     ridge = max(0.01, z.shape[1] / len(z)) * variance.diagonal().mean()

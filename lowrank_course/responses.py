@@ -19,7 +19,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 def rows(output: Tensor, layer: nn.Module) -> Tensor:
     """Lay outputs out as (positions, O): (N, O, H, W) of a convolution, (..., O) of a linear."""
     if isinstance(layer, nn.Conv2d):
-        output = output.movedim(1, -1)  # (N, H, W, O)
+        output = output.movedim(-3, -1)  # (N, H, W, O)
     return output.reshape(-1, output.shape[-1])
 
 
@@ -85,6 +85,11 @@ def sensitivities(
     -------
     dict of name to (O, O), float64 on the CPU; from the first `images` images. Zeros for a layer
     on which the answer does not depend.
+
+    Raises
+    ------
+    ValueError
+        If the model gives no class scores, or no gradient leads from them back to the images.
     """
     found: dict[str, Tensor] = {}
     draw = torch.Generator().manual_seed(0)
@@ -95,23 +100,34 @@ def sensitivities(
                 g = rows(gradient, module).float()  # (P, O)
                 found[name] = found[name] + (g.mT @ g).double().cpu()
 
-            channels = output.shape[1 if isinstance(module, nn.Conv2d) else -1]
+            channels = output.shape[-3 if isinstance(module, nn.Conv2d) else -1]
             found.setdefault(name, torch.zeros(channels, channels, dtype=torch.float64))
-            output.register_hook(add)  # sees the output as it is now, before any in-place ReLU
+            if output.requires_grad:  # not where the model itself turns gradients off
+                output.register_hook(add)  # sees the output before any in-place ReLU behind
 
         return note
 
     count = 0
     with hooks_on(model, names, hook_for), evaluating(model), torch.enable_grad():
-        for batch, _ in first_images(batches, images):
-            batch = batch.to(next(model.parameters()).device).requires_grad_()
-            logits = model(batch).float()  # (N, K) or (N, K, ...)
-            p = logits.detach().softmax(1).movedim(1, -1)
+        parts = (p for batch, _ in first_images(batches, images) for p in batch.split(32))
+        for part in parts:  # few at a time: what is kept for the gradients needs memory
+            part = part.to(next(model.parameters()).device).requires_grad_()
+            logits = model(part.clone())  # (N, K) or (N, K, ...); a copy, may change in place
+            if not isinstance(logits, Tensor) or logits.ndim < 2:
+                raise ValueError(
+                    "model gives no class scores (N, K), which data needs: use data=None"
+                )
+            p = logits.detach().float().softmax(1).movedim(1, -1)
             answer = torch.multinomial(p.flatten(0, -2).cpu(), 1, generator=draw)
             answer = answer.view(p.shape[:-1]).to(logits.device)
-            loss = F.cross_entropy(logits, answer, reduction="sum")
-            torch.autograd.grad(loss, batch)
-            count += len(batch)
+            loss = F.cross_entropy(logits.float(), answer, reduction="sum")
+            back = loss.requires_grad and torch.autograd.grad(loss, part, allow_unused=True)[0]
+            if not isinstance(back, Tensor):
+                raise ValueError(
+                    "no gradient leads from the model's answer back to its input: take no_grad "
+                    "and detach out of its forward, or use data=None"
+                )
+            count += len(part)
     return {name: total / max(1, count) for name, total in found.items()}
 
 
@@ -127,15 +143,15 @@ def input_covariances(
     left out.
     """
     shift: dict[str, Tensor] = {}
-    sums: dict[str, list[Tensor]] = {}
+    sums: dict[str, list[Tensor]] = {}  # (kh,), (kw,), (C,), (C, C), of images
 
     def add(name: str, conv: nn.Conv2d, x: Tensor) -> None:
-        x = x.detach().float()
+        x = x.detach().float().reshape(-1, *x.shape[-3:])  # (N, C, H, W)
         if name not in shift:
             shift[name] = x.mean((0, 2, 3), keepdim=True)
-            kernel = conv.kernel_size
-            sums[name] = [torch.zeros(n, dtype=torch.float64) for n in kernel]
-            sums[name].append(torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64))
+            size = x.shape[1]
+            shapes = [(n,) for n in conv.kernel_size] + [(size,), (size, size), ()]
+            sums[name] = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
         x = x - shift[name]
         for axis in (0, 1):
             for lag in range(conv.kernel_size[axis]):
@@ -144,7 +160,10 @@ def input_covariances(
                     a, b = (x.narrow(2 + axis, start, length - step) for start in (0, step))
                     sums[name][axis][lag] += float((a * b).mean()) * len(x)
         flat = rows(x, conv)
-        sums[name][2] += (flat.mT @ flat).double().cpu() / (x.shape[2] * x.shape[3])
+        positions = x.shape[2] * x.shape[3]
+        sums[name][2] += flat.sum(0).double().cpu() / positions
+        sums[name][3] += (flat.mT @ flat).double().cpu() / positions
+        sums[name][4] += len(x)
 
     def hook_for(name: str):  # type: ignore[no-untyped-def]
         return lambda module, args, _: add(name, module, args[0])
@@ -152,7 +171,13 @@ def input_covariances(
     convs = [name for name in names if isinstance(model.get_submodule(name), nn.Conv2d)]
     with hooks_on(model, convs, hook_for), evaluating(model):
         run(model, first_images(batches, images))
-    return {name: (channels, _toeplitz(v), _toeplitz(h)) for name, (v, h, channels) in sums.items()}
+    result = {}
+    for name, (vertical, horizontal, first, second, count) in sums.items():
+        mean = first / count  # of the shifted inputs
+        square = mean.square().mean()
+        lags = [_toeplitz(lags / count - square) for lags in (vertical, horizontal)]
+        result[name] = (second / count - mean.outer(mean), lags[0], lags[1])
+    return result
 
 
 def _toeplitz(lags: Tensor) -> Tensor:
@@ -176,8 +201,15 @@ def hooks_on(
     model: nn.Module, names: Sequence[str], hook_for: Callable[[str], Callable]
 ) -> Iterator[None]:
     """Forward hooks on the named layers, taken off again in any case."""
-    hooks = [model.get_submodule(name).register_forward_hook(hook_for(name)) for name in names]
+
+    def called(hook: Callable) -> Callable:  # `layer(input=x)` looks like `layer(x)` to it
+        return lambda layer, args, named, output: hook(layer, args or (*named.values(),), output)
+
+    hooks = []
     try:
+        for name in names:
+            layer = model.get_submodule(name)
+            hooks.append(layer.register_forward_hook(called(hook_for(name)), with_kwargs=True))
         yield
     finally:
         for hook in hooks:
@@ -207,9 +239,10 @@ def following_batch_norms(model: nn.Module, example: Tensor) -> dict[str, _Batch
     found: dict[str, _BatchNorm] = {}
 
     def remember(name: str):  # type: ignore[no-untyped-def]
-        def hook(_: nn.Module, __: object, output: Tensor) -> None:
-            # Kept alive, so that no id is used twice; the version tells of changes in place.
-            made_by[id(output)] = (name, output._version, output)
+        def hook(layer: nn.Module, _: object, output: Tensor) -> None:
+            if output.ndim == (4 if isinstance(layer, nn.Conv2d) else 2):  # else others normalise
+                # Kept alive, so that no id is used twice; the version tells of changes in place.
+                made_by[id(output)] = (name, output._version, output)
 
         return hook
 

@@ -20,16 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .layers import (
-    Rank,
-    channel_from_basis,
-    factorise,
-    from_factors,
-    full_rank,
-    layer_matrix,
-    tucker2_from_factors,
-)
-from .linalg import hooi, matrix_root
+from .layers import Rank, factorise, from_factors, full_rank, layer_matrix, tucker2_from_factors
+from .linalg import hooi, matrix_root, rebalanced
 from .ranks import candidate_ranks, errors
 
 RIDGE = 1e-3  # of the mean eigenvalue, before a root is inverted
@@ -64,24 +56,31 @@ def way(layer: nn.Conv2d | nn.Linear, form: str, known: Response | None) -> Way:
     H, H_inverse = matrix_root(known.sensitivity, RIDGE)
     values, U = torch.linalg.eigh(H @ known.covariance @ H)
     values, U = values.flip(0).clamp(min=0), U.flip(1)  # largest first
+    own = layer._parameters["bias"]
     if form in ("channel", "linear"):
-        return _way(
-            _tail(values)[: 1 + full_rank(layer, form)],  # type: ignore[operator]
-            lambda rank: channel_from_basis(layer, U[:, :rank], H, known.mean),
-        )
+        mean0 = known.mean if own is None else known.mean - own.detach().double().cpu()
+
+        def pair(rank: Rank) -> nn.Sequential:
+            project = U[:, :rank].mT @ H  # (r, O)
+            left = H_inverse @ U[:, :rank]  # (O, r)
+            bias = known.mean - left @ (project @ mean0)  # the mean is kept
+            right = project @ layer_matrix(layer, form)
+            return from_factors(layer, form, *rebalanced(left, right), bias)
+
+        return _way(_tail(values)[: 1 + full_rank(layer, form)], pair)  # type: ignore[operator]
     assert known.inputs is not None and isinstance(layer, nn.Conv2d)
     A, A_inverse = matrix_root(known.inputs[0], RIDGE)  # channels
     (V, V_inverse), (R, R_inverse) = (matrix_root(part, RIDGE) for part in known.inputs[1:])
-    bias = layer._parameters["bias"]
     if form == "spatial":
-        M = layer_matrix(layer, form)  # (C*kh, O*kw)
-        P, S, Qh = torch.linalg.svd(torch.kron(A, V) @ M @ torch.kron(H, R), full_matrices=False)
+        M = _kron(A, V, layer_matrix(layer, form))  # (C*kh, O*kw)
+        P, S, Qh = torch.linalg.svd(_kron(H, R, M.mT).mT, full_matrices=False)
         root = S.sqrt()
-        P = torch.kron(A_inverse, V_inverse) @ (P * root)
-        Qh = (root[:, None] * Qh) @ torch.kron(H_inverse, R_inverse)
+        P = _kron(A_inverse, V_inverse, P * root)
+        Qh = _kron(H_inverse, R_inverse, Qh.mT * root).mT
+        total = values.sum() if S[0] > 0 else 0.0  # a layer of zeros loses nothing
         return _way(
-            _tail(S.square() * (values.sum() / S.square().sum())),  # one scale for all forms
-            lambda rank: from_factors(layer, form, P[:, :rank], Qh[:rank], bias),
+            _tail((1 - errors(S)).diff() * total),  # one scale for all forms
+            lambda r: from_factors(layer, form, *rebalanced(P[:, :r], Qh[:r]), own),
         )
     W = layer.weight.detach().to("cpu", torch.float64)
     T = torch.einsum("op,pcij,cd->odij", H, W, A)  # (O, C, kh, kw)
@@ -89,7 +88,9 @@ def way(layer: nn.Conv2d | nn.Linear, form: str, known: Response | None) -> Way:
 
     def build(rank: Rank) -> nn.Sequential:
         core, P, Q = hooi(T, rank[::-1])  # type: ignore[index]
-        return tucker2_from_factors(layer, H_inverse @ P, core, Q.mT @ A_inverse, bias)
+        (P, left), (Q, right) = torch.linalg.qr(H_inverse @ P), torch.linalg.qr(A_inverse @ Q)
+        core = torch.einsum("pr,rsij,qs->pqij", left, core, right)
+        return tucker2_from_factors(layer, P, core, Q.mT, own)
 
     return _pairs(layer, spectra, float(values.sum()) / 2, build)
 
@@ -126,6 +127,12 @@ def _pairs(layer: nn.Conv2d, spectra: list[Tensor], scale: float, build: Callabl
     first, second = (candidate_ranks(n, max(8, n // 16)) for n in full)
     pairs = [(p, q) for p in first for q in second if p <= q * area and q <= p * area]
     return Way({pair: error(pair) for pair in pairs}, error, build)
+
+
+def _kron(left: Tensor, right: Tensor, matrix: Tensor) -> Tensor:
+    """(left ⊗ right) @ matrix, where left ⊗ right itself would not fit into memory."""
+    matrix = right @ matrix.unflatten(0, (len(left), len(right)))
+    return torch.tensordot(left, matrix, 1).flatten(0, 1)
 
 
 def _tail(values: Tensor) -> Tensor:

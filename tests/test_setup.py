@@ -28,8 +28,9 @@ CONDA_NAMES = {"torch": "pytorch"}  # everything else has the same name on both 
 
 # Each room imports only from rooms that stand before it.
 ROOMS = [
-    "linalg", "data", "measure", "layers", "responses", "ranks", "compress", "models",
-    "train", "recipes", "demo", "plots", "checks", "cli", "__main__",
+    "linalg", "data", "measure", "layers", "responses", "ranks", "weighted", "plan", "refit",
+    "latency", "compress", "models", "train", "recipes", "demo", "plots", "checks", "cli",
+    "__main__",
 ]  # fmt: skip
 
 
