@@ -134,7 +134,7 @@ def dense_reasons(model: nn.Module, example: Tensor) -> dict[str, str]:
             layer.__class__ = kind
     held = Counter(id(p) for module in model.modules() for p in module._parameters.values())
 
-    def reason(layer: Layer) -> str:
+    def reason(layer: nn.Module) -> str:
         if layer in read:
             return "its weight is read from outside"
         if layer not in called:
