@@ -103,7 +103,9 @@ def all_layers(model: nn.Module) -> dict[str, Layer]:
 
 def dense_reasons(model: nn.Module, example: Tensor) -> dict[str, str]:
     """Why each layer must stay dense; "" where it need not. Seen in one pass over one image."""
-    layers, called, read = all_layers(model), set(), set()
+    layers = all_layers(model)
+    called: set[nn.Module] = set()
+    read: set[nn.Module] = set()
     inside: list[nn.Module] = []  # the layer that runs at the moment
 
     def watched(kind: type[nn.Module]) -> type[nn.Module]:
@@ -132,7 +134,7 @@ def dense_reasons(model: nn.Module, example: Tensor) -> dict[str, str]:
     finally:
         for layer, kind in kinds.items():
             layer.__class__ = kind
-    held = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    held = Counter(id(p) for each in model.modules() for p in each._parameters.values())
 
     def reason(layer: nn.Module) -> str:
         if layer in read:
