@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._pytree import tree_leaves
 
 from . import responses
 from .layers import Rank, macs, parameters
-from .measure import Shapes, check_example, count_macs, count_parameters, layer_shapes
+from .measure import Shapes, check_example, count_macs, count_parameters, evaluating, layer_shapes
 from .plan import Layer, Plan, Row, all_layers, dense_reasons, replace_module
 from .ranks import Choice, global_budget
 from .refit import refit
@@ -214,3 +217,62 @@ def _check(
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(f"parameter {name} holds NaN or infinite values; load the model again")
+
+
+def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
+    """A copy for inference, with batch norms folded into the layers that they directly follow.
+
+    In eval mode a batch norm scales and shifts each channel. Both go into the weight and the bias
+    of the convolution or linear layer in front (the last of a factorised one), and an Identity
+    takes its place. A batch norm stays where this would change what the model gives for `example`:
+    there something else reads the layer's output, too.
+
+    The copy has no plan and cannot be saved by `save_compressed`: save first, fold after loading.
+    """
+    calls = layer_shapes(model, example)  # ValueError for an example that does not fit
+    names = {module: name for name, module in model.named_modules()}
+    behind = responses.following_batch_norms(model, example)
+    pairs = [
+        (name, names[norm])
+        for name, norm in behind.items()
+        if len(calls[name]) == 1 == list(behind.values()).count(norm)
+        and "weight" in model.get_submodule(name)._parameters
+    ]
+    expected = _answers(model, example)
+
+    def same(folded: nn.Module) -> bool:
+        found = _answers(folded, example)
+        return all(
+            (y - z).norm() <= torch.finfo(z.dtype).eps ** 0.5 * z.norm()
+            for y, z in zip(found, expected, strict=True)
+        )
+
+    folded = _folded(model, pairs)
+    if not same(folded):  # then one by one
+        kept: list[tuple[str, str]] = []
+        for pair in pairs:
+            if same(_folded(model, [*kept, pair])):
+                kept.append(pair)
+        folded = _folded(model, kept)
+    return folded
+
+
+def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
+    folded = copy.deepcopy(model).eval()
+    for name, norm_name in pairs:
+        layer: Any = folded.get_submodule(name)
+        norm: Any = folded.get_submodule(norm_name)
+        mean, variance = norm.running_mean, norm.running_var
+        layer.weight, layer.bias = fuse_conv_bn_weights(  # serves linear layers, too
+            layer.weight, layer.bias, mean, variance, norm.eps, norm.weight, norm.bias
+        )
+        folded = replace_module(folded, norm, nn.Identity())
+    folded.__dict__.pop("plan", None)
+    return folded
+
+
+def _answers(model: nn.Module, example: Tensor) -> list[Tensor]:
+    """All float tensors that the model gives in eval mode."""
+    with evaluating(model), torch.no_grad():
+        leaves = tree_leaves(model(example))
+    return [y for y in leaves if isinstance(y, Tensor) and y.is_floating_point()]
