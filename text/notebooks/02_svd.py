@@ -181,9 +181,9 @@ _ = interact(look, rank=IntSlider(20, 1, 200, continuous_update=False))
 # ## 3. The singular values know the error
 #
 # You do not have to build the copy to know how good it is. The pieces, too, are at right angles to
-# each other, so their squared sizes add up, as in Pythagoras' theorem. Call the copy of rank $r$
-# $A_r$, and the size of a matrix $\|\cdot\|_F$ (F for Frobenius). The error comes from the pieces
-# that you left out:
+# each other, so their squared sizes add up, as in Pythagoras' theorem. Write $A_r$ for the copy of
+# rank $r$, and $\|\cdot\|_F$ for the size of a matrix (F for Frobenius). The error comes from the
+# pieces that you left out:
 #
 # $$\|A - A_r\|_F^2 = s_{r+1}^2 + s_{r+2}^2 + \dots$$
 #

@@ -435,7 +435,7 @@ for a, b in pairs:
 # **Explain.** A p-value above 0.05 means: these images show no difference. It does not prove that
 # there is none; more images might show one. Do not say "slightly better". This course then says
 # **the same**, for short. Below 0.05, chance alone would rarely make a difference this large. (But
-# test twenty pairs of equal networks, and about one of them falls below.)
+# test twenty pairs of equal networks, and one of them may fall below.)
 #
 # Look at the second pair. With few images to learn from, and few to judge by, the test may not even
 # show that training helped. Then the honest sentence is: "this run does not show it".
