@@ -15,7 +15,8 @@ from lowrank_course import layers
 from lowrank_course.layers import channel_from_basis, factorise, floored_scale, full_rank, supported
 
 PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]
-FORMS = pytest.mark.parametrize("form", ["channel", "spatial"])
+FORMS = pytest.mark.parametrize("form", ["channel", "spatial", "tucker2"])
+MATRIX_FORMS = pytest.mark.parametrize("form", ["channel", "spatial"])
 PRECISIONS = pytest.mark.parametrize(
     ("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)]
 )
@@ -62,6 +63,14 @@ def linears(draw):
     return layer, torch.randn(shape, generator=numbers, dtype=torch.float64)
 
 
+@st.composite
+def some_rank(draw, layer, form):
+    full = full_rank(layer, form)
+    if isinstance(full, tuple):
+        return tuple(draw(st.integers(1, n)) for n in full)
+    return draw(st.integers(1, full))
+
+
 def relative_error(copied, layer, x):
     with torch.no_grad():
         output = layer(x)
@@ -95,7 +104,7 @@ def test_full_rank_is_the_linear_layer_itself(dtype, limit, drawn):
     assert relative_error(factorise(layer, "linear", full_rank(layer, "linear")), layer, x) < limit
 
 
-@FORMS
+@MATRIX_FORMS
 @given(drawn=convolutions())
 def test_error_never_rises_with_rank_and_is_the_least(form, drawn):
     conv, _ = drawn
@@ -120,11 +129,28 @@ def test_error_never_rises_with_rank_and_is_the_least(form, drawn):
     assert all(later <= earlier + 1e-9 for earlier, later in zip(errors, errors[1:], strict=False))
 
 
+@given(drawn=convolutions(), data=st.data())
+def test_tucker2_error_lies_between_its_truncations(drawn, data):
+    """Above the larger of both, below their sum (De Lathauwer et al. 2000, property 10)."""
+    conv, _ = drawn
+    r1, r2 = rank = data.draw(some_rank(conv, "tucker2"))
+    first, core, last = (part.weight.detach() for part in factorise(conv, "tucker2", rank))
+    assert core.shape == (r2, r1, *conv.kernel_size)
+    copied = torch.einsum("oqab,qpij,pcde->ocij", last, core, first)
+    W = conv.weight.detach()
+    by_outputs, by_inputs = (
+        np.linalg.svd(W.transpose(0, i).flatten(1).numpy(), compute_uv=False) for i in (0, 1)
+    )
+    left = [float((by_outputs[r2:] ** 2).sum()), float((by_inputs[r1:] ** 2).sum())]
+    error = float((W - copied).square().sum())
+    assert max(left) - 1e-9 <= error <= sum(left) + 1e-9
+
+
 @FORMS
 @given(drawn=convolutions(), data=st.data())
 def test_formulas_equal_what_is_counted(form, drawn, data):
     conv, x = drawn
-    rank = data.draw(st.integers(1, full_rank(conv, form)))
+    rank = data.draw(some_rank(conv, form))
     small = factorise(conv, form, rank)
     assert layers.parameters(conv, form, rank) == count(small)
     output_hw = conv(x).shape[2:]
@@ -147,7 +173,7 @@ def test_matrices_lay_the_kernel_out_as_the_docstrings_say():
     assert layers.spatial_matrix(W)[2 * 4 + 3, 1 * 5 + 4] == W[1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("form", ["channel", "spatial", "linear"])
+@pytest.mark.parametrize("form", ["channel", "spatial", "tucker2", "linear"])
 def test_the_copy_trains_and_leaves_the_layer_alone(form):
     layer = nn.Linear(6, 5) if form == "linear" else nn.Conv2d(6, 5, 3)
     layer = layer.to(torch.bfloat16).eval()
@@ -162,6 +188,17 @@ def test_the_copy_trains_and_leaves_the_layer_alone(form):
         assert values.dtype == torch.bfloat16 and values.grad.abs().sum() > 0
         values.data.zero_()
     torch.testing.assert_close(layer.state_dict(), before)
+
+
+@pytest.mark.parametrize("form", ["channel", "spatial", "tucker2", "linear"])
+def test_blank_has_the_shapes_of_the_factors(form):
+    layer = nn.Linear(6, 5) if form == "linear" else nn.Conv2d(6, 5, (3, 2), bias=False)
+    rank = (3, 2) if form == "tucker2" else 4
+    factors, bias = factorise(layer, form, rank), layer.bias
+    state = layers.blank(layer, form, rank, bias).state_dict()
+    assert {k: v.shape for k, v in state.items()} == {
+        k: v.shape for k, v in factors.state_dict().items()
+    }
 
 
 # Bases of the responses, with a batch norm behind (Zhang et al. 2016)
@@ -288,6 +325,7 @@ def test_unsupported_layers_stay_dense(layer, reason):
     for call in (
         lambda: factorise(layer, form, 1),
         lambda: full_rank(layer, form),
+        lambda: factorise(layer, "tucker2", (1, 1)),
         lambda: layers.parameters(layer, form, 1),
         lambda: layers.macs(layer, form, 1, (8, 8), (8, 8)),
     ):
@@ -322,6 +360,19 @@ EYE = torch.eye(8)
         (lambda: factorise(LINEAR, "channel", 1), "form='channel' .* Linear: use 'linear'"),
         (lambda: factorise(CONV, "tucker", 1), "form='tucker' does not fit a Conv2d"),
         (lambda: factorise(BROKEN, "channel", 1), "weight of Conv2d.* holds NaN or infinite"),
+        (lambda: factorise(CONV, "tucker2", 2), r"rank=2: give two .* up to \(3, 8\)"),
+        (lambda: factorise(CONV, "tucker2", (2,)), r"rank=\(2,\): give two for tucker2"),
+        (lambda: factorise(CONV, "tucker2", (4, 8)), "rank=4 exceeds 3"),
+        (lambda: factorise(CONV, "tucker2", (3, 9)), "rank=9 exceeds 8"),
+        (lambda: factorise(CONV, "tucker2", (0, 8)), "rank=0 is too small"),
+        (lambda: factorise(CONV, "tucker2", (1.5, 8)), "rank=1.5 is not a whole number"),
+        (lambda: factorise(CONV, "channel", (1, 1)), r"rank=\(1, 1\) is not a whole number"),
+        (lambda: factorise(LINEAR, "tucker2", (1, 1)), "form='tucker2' does not fit a Linear"),
+        (lambda: layers.parameters(CONV, "tucker2", (4, 8)), "rank=4 exceeds 3"),
+        (lambda: layers.macs(CONV, "tucker2", 1, (8, 8), (6, 6)), "rank=1: give two"),
+        (lambda: layers.blank(CONV, "channel", 9, None), "rank=9 exceeds 8"),
+        (lambda: layers.blank(CONV, "tucker2", 2, None), "rank=2: give two"),
+        (lambda: factorise(BROKEN, "tucker2", (1, 1)), "weight of Conv2d.* holds NaN or inf"),
         (lambda: factorise(BROKEN, "spatial", 1), "weight of Conv2d.* holds NaN or infinite"),
         (lambda: channel_from_basis(BROKEN, EYE), "weight of Conv2d.* holds NaN or infinite"),
         (lambda: channel_from_basis(CONV, torch.eye(7)), r"U has shape \(7, 7\): give \(8, rank"),

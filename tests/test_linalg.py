@@ -5,18 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from tensorly.decomposition import partial_tucker
 
 from lowrank_course.linalg import (
     balanced_factors,
     break_even_rank,
     check_rank,
     energy,
+    hooi,
     low_rank,
+    matrix_root,
     numerical_rank,
     orthogonality_error,
     rank_for_energy,
+    rebalanced,
     truncated_svd,
 )
 
@@ -79,6 +83,101 @@ def test_both_factors_have_the_same_size(drawn):
     torch.testing.assert_close(left @ right, low_rank(matrix, rank))
     torch.testing.assert_close(left.mT @ left, S)
     torch.testing.assert_close(right @ right.mT, S)
+
+
+@given(matrices())
+def test_rebalanced_factors_are_those_of_the_product(drawn):
+    matrix, rank, numbers = drawn
+    mixed = torch.randn(rank, rank, generator=numbers, dtype=torch.float64)
+    left, right = balanced_factors(matrix, rank)
+    left, right = left @ mixed * 1e3, torch.linalg.solve(mixed, right) * 1e-3
+    P, Q = rebalanced(left, right)
+    assert P.shape == left.shape and Q.shape == right.shape
+    torch.testing.assert_close(P @ Q, left @ right, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(P.mT @ P, Q @ Q.mT, rtol=1e-6, atol=1e-8)
+
+
+@given(matrices(), st.sampled_from([0.0, 1e-3, 0.5]))
+def test_matrix_root_is_numpys(drawn, ridge):
+    matrix, _, _ = drawn
+    matrix = matrix.mT @ matrix + 0.1 * torch.eye(matrix.shape[1]).double()
+    root, inverse = matrix_root(matrix, ridge)
+    shifted = matrix.numpy() + ridge * np.trace(matrix.numpy()) / len(matrix) * np.eye(len(matrix))
+    values, vectors = np.linalg.eigh(shifted)
+    expected = vectors @ np.diag(np.sqrt(values)) @ vectors.T
+    np.testing.assert_allclose(root, expected, atol=1e-10)
+    np.testing.assert_allclose(inverse, np.linalg.inv(expected), atol=1e-9)
+    torch.testing.assert_close(root, root.mT)
+
+
+def test_matrix_root_of_matrices_without_a_root():
+    for inverse_or_root in matrix_root(torch.zeros(3, 3)):
+        assert torch.equal(inverse_or_root, torch.eye(3))
+    # Directions without weight are divided by the ridge, and by no less where rounding, or
+    # an estimate, made an eigenvalue negative.
+    for least in (0.0, -1e-9, -0.3):
+        matrix = torch.diag(torch.tensor([3.0, 1.0, least]).double())
+        root, inverse = matrix_root(matrix, 1e-2)
+        assert float(inverse.diagonal().max()) <= 1 / math.sqrt(0.99e-2 * float(matrix.trace()) / 3)
+        torch.testing.assert_close(root @ inverse, torch.eye(3).double())
+    root, inverse = matrix_root(torch.diag(torch.tensor([1.0, 0.0])))  # no ridge: finite anyway
+    assert torch.isfinite(inverse).all() and root[1, 1] < 1e-3
+
+
+@st.composite
+def tensors(draw):
+    """A tensor (O, C, ...), of one to four dimensions behind, with noise on a low rank."""
+    shape = [draw(st.integers(2, 9)) for _ in range(2)]
+    shape += draw(st.lists(st.integers(1, 3), min_size=1, max_size=2))
+    numbers = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    ranks = tuple(draw(st.integers(1, n)) for n in shape[:2])
+    core = torch.randn(*ranks, *shape[2:], generator=numbers, dtype=torch.float64)
+    P, Q = (
+        torch.randn(n, r, generator=numbers, dtype=torch.float64)
+        for n, r in zip(shape[:2], ranks, strict=True)
+    )
+    noise = torch.randn(shape, generator=numbers, dtype=torch.float64)
+    return torch.einsum("op,cq,pq...->oc...", P, Q, core) + 0.05 * noise, ranks
+
+
+def rebuilt(core, P, Q):
+    return torch.einsum("op,cq,pq...->oc...", P, Q, core)
+
+
+@given(tensors())
+def test_hooi_is_tensorlys_partial_tucker(drawn):
+    """The same subspaces, and no larger an error, from two implementations."""
+    tensor, ranks = drawn
+    area = math.prod(tensor.shape[2:])
+    assume(ranks[0] <= ranks[1] * area and ranks[1] <= ranks[0] * area)  # else any direction fits
+    core, P, Q = hooi(tensor, ranks)
+    assert core.shape == (*ranks, *tensor.shape[2:])
+    assert orthogonality_error(P) < 1e-10 and orthogonality_error(Q) < 1e-10
+    error = float((rebuilt(core, P, Q) - tensor).norm() / tensor.norm())
+    (_, factors), _ = partial_tucker(
+        tensor.numpy(), rank=list(ranks), modes=[0, 1], n_iter_max=200, tol=1e-12
+    )
+    p, q = (torch.from_numpy(np.ascontiguousarray(factor)) for factor in factors)
+    projected = torch.einsum("op,ap,cq,bq,ab...->oc...", p, p, q, q, tensor)
+    theirs = float((projected - tensor).norm() / tensor.norm())
+    assert error <= theirs + 1e-4
+    for ours, other, r in ((P, p, ranks[0]), (Q, q, ranks[1])):
+        overlap = float((ours.mT @ other).square().sum())
+        assert overlap == pytest.approx(r, abs=0.05)
+
+
+@given(tensors())
+def test_hooi_error_falls_with_each_sweep_and_vanishes_at_full_rank(drawn):
+    tensor, ranks = drawn
+    errors = [
+        float((rebuilt(*hooi(tensor, ranks, sweeps)) - tensor).norm()) for sweeps in (0, 1, 3, 10)
+    ]
+    assert all(later <= earlier + 1e-9 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert float((rebuilt(*hooi(tensor, tensor.shape[:2])) - tensor).norm()) < 1e-10
+    matrix = tensor.flatten(1)  # without further modes: the truncated SVD
+    r = min(ranks)
+    best = error(matrix, low_rank(matrix, r))
+    assert error(matrix, rebuilt(*hooi(matrix, (r, r)))) == pytest.approx(best, abs=1e-9)
 
 
 @given(matrices())
@@ -163,6 +262,11 @@ def test_bad_ranks(rank, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: hooi(NAN, (1, 1)), "tensor holds NaN or infinite"),
+        (lambda: hooi(torch.ones(3), (1, 1)), r"tensor has shape \(3,\): give \(O, C, ...\)"),
+        (lambda: hooi(torch.ones(4, 3, 2), (5, 3)), "rank=5 exceeds 4"),
+        (lambda: hooi(torch.ones(4, 3, 2), (4, 0)), "rank=0 is too small"),
+        (lambda: matrix_root(NAN), "matrix holds NaN or infinite"),
         (lambda: truncated_svd(NAN, 1), "matrix holds NaN or infinite"),
         (lambda: low_rank(NAN.nan_to_num(math.inf), 1), "matrix holds NaN or infinite"),
         (lambda: balanced_factors(NAN, 1), "matrix holds NaN or infinite"),
