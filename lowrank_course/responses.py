@@ -175,8 +175,8 @@ def input_covariances(
     for name, (vertical, horizontal, first, second, count) in sums.items():
         mean = first / count  # of the shifted inputs
         square = mean.square().mean()
-        lags = [_toeplitz(lags / count - square) for lags in (vertical, horizontal)]
-        result[name] = (second / count - mean.outer(mean), lags[0], lags[1])
+        down, across = ((lags / count - square) * (lags != 0) for lags in (vertical, horizontal))
+        result[name] = (second / count - mean.outer(mean), _toeplitz(down), _toeplitz(across))
     return result
 
 

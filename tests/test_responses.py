@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lowrank_course.models import resnet18
 from lowrank_course.responses import (
     batch_norm_scale,
     covariances,
     following_batch_norms,
+    input_covariances,
     recalibrate,
+    sensitivities,
 )
 
 
@@ -107,6 +110,203 @@ def test_nan_data_is_told(net):
         covariances(net, broken, ["stem"])
 
 
+# What the answer feels
+
+
+def classifier(inplace=True, seed=0):
+    """Two convolutions with ReLUs behind that overwrite their outputs, and a linear layer."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(inplace), nn.Conv2d(4, 5, 3, stride=2),
+        nn.ReLU(inplace), nn.Flatten(), nn.Linear(45, 6),
+    )  # fmt: skip
+    for parameter in model.parameters():
+        parameter.data *= 2
+    return model.double().eval()
+
+
+def many(images=768, batch=100):
+    x = torch.randn(images, 3, 9, 9, generator=torch.Generator().manual_seed(3)).double()
+    return [(part, None) for part in x.split(batch)]  # no labels
+
+
+class NoLabels(list):
+    """Stands where labels would: may be cut, holds nothing."""
+
+    def __getitem__(self, _):
+        return self
+
+
+def unlabelled(batches):
+    return [(images, NoLabels()) for images, _ in batches]
+
+
+@pytest.mark.parametrize("name", ["0", "2", "5"])
+def test_sensitivity_says_how_far_an_error_moves_the_answer(name):
+    """KL(p || p_e) over many draws of a tiny error e against e^T G e / 2, in nats."""
+    model, batches = classifier(), unlabelled(many())
+    G = sensitivities(model, batches, [name], images=768)[name]
+    assert G.dtype == torch.float64
+    torch.testing.assert_close(G, G.mT)
+    values, directions = torch.linalg.eigh(G)
+    assert values.min() > -1e-6 * values.max()
+    x = torch.cat([images for images, _ in batches])
+    with torch.no_grad():
+        log_p = model(x).log_softmax(1)
+    numbers = torch.Generator().manual_seed(0)
+    # Along the directions that are felt most and least, so that more than the trace is checked.
+    for direction in directions.mT[[0, -1]]:
+
+        def disturb(layer, _, y, direction=direction):
+            size = torch.randn(y[:, :1].shape, generator=numbers, dtype=torch.float64)
+            return y + 1e-3 * size * direction.view(-1, *[1] * (y.ndim - 2))
+
+        hook = model[int(name)].register_forward_hook(disturb)
+        with torch.no_grad():
+            moved = [
+                F.kl_div(model(x).log_softmax(1), log_p, log_target=True, reduction="batchmean")
+                for _ in range(8)
+            ]
+        hook.remove()
+        expected = float(direction @ G @ direction) * 1e-6 / 2
+        rounding = 1e-3 * float(values.max()) * 1e-6
+        assert float(torch.stack(moved).mean()) == pytest.approx(expected, 0.15, abs=rounding)
+
+
+def test_sensitivities_see_the_output_before_a_relu_in_place():
+    names = ["0", "2", "5"]
+    one, other = (
+        sensitivities(classifier(inplace), unlabelled(many(64)), names) for inplace in (True, False)
+    )
+    for name in names:
+        assert torch.equal(one[name], other[name]) and one[name].abs().max() > 0
+
+
+def test_sensitivities_do_without_gradients_of_parameters_and_leave_the_model_as_it_was():
+    model = classifier().train()
+    model[5].eval()
+    expected = sensitivities(model, unlabelled(many(64)), ["2"])["2"]
+    model.requires_grad_(False)
+    model[2].weight.grad = torch.ones_like(model[2].weight)
+    before, batches = copy.deepcopy(model.state_dict()), unlabelled(many(64))
+    images = [part.clone() for part, _ in batches]
+    torch.testing.assert_close(sensitivities(model, batches, ["2"])["2"], expected)
+    assert torch.equal(model[2].weight.grad, torch.ones_like(model[2].weight))
+    assert model[0].weight.grad is None and not any(p.requires_grad for p in model.parameters())
+    assert model.training and not model[5].training and torch.is_grad_enabled()
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    for part, (given, _) in zip(images, batches, strict=True):
+        assert torch.equal(part, given) and not given.requires_grad
+
+
+def test_sensitivities_use_the_first_images_only():
+    model, batches = classifier(), many(96, batch=40)
+    broken = [*batches[:1], (batches[1][0] * float("nan"), None)]
+    found = sensitivities(model, unlabelled(broken), ["0"], images=40)["0"]
+    assert torch.equal(found, sensitivities(model, unlabelled(batches[:1]), ["0"])["0"])
+
+
+def test_sensitivities_of_any_model():
+    class Any(nn.Module):
+        """Changes its input in place, names its arguments, has a layer that nothing feels."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.unfelt = nn.Conv2d(3, 4, 3)
+            self.tokens = nn.Linear(4, 5)
+
+        def forward(self, x):
+            self.unfelt(x)
+            y = self.conv(input=x.sub_(0.5)).flatten(2).mT  # (N, positions, 4)
+            return self.tokens(y).mT  # (N, 5, positions): many answers an image
+
+    model, batches = Any(), unlabelled([(torch.randn(6, 3, 7, 7), None)])
+    felt = sensitivities(model, batches, ["conv", "unfelt", "tokens"])
+    assert felt["unfelt"].abs().max() == 0 and felt["conv"].abs().max() > 0
+    assert felt["tokens"].shape == (5, 5)
+    assert input_covariances(model, batches, ["conv"])["conv"][0].shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda y: {"out": y}, "model gives no class scores"),
+        (lambda y: y.mean((1, 2, 3)), "model gives no class scores"),
+        (lambda y: y.detach().mean((2, 3)), "no gradient leads from the model's answer"),
+        (lambda y: (y > 0).float().mean((2, 3)), "no gradient leads from the model's answer"),
+    ],
+)
+def test_answers_that_say_nothing(answer, message):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return answer(self.conv(x))
+
+    with pytest.raises(ValueError, match=message):
+        sensitivities(Model(), data(), ["conv"])
+
+
+# What convolutions take in
+
+
+def patches(x, conv):
+    """(N * positions, C*kh*kw), float64, without padding."""
+    unfolded = F.unfold(x.double(), conv.kernel_size, conv.dilation)
+    return unfolded.movedim(1, 2).flatten(0, 1).numpy()
+
+
+def test_input_covariance_of_a_1x1_convolution_is_numpys(net):
+    outputs = []
+    hook = net.twice.register_forward_hook(lambda _, args, __: outputs.append(args[0]))
+    with torch.no_grad():
+        for images, _ in data():
+            net(images)
+    hook.remove()
+    channels, rows, columns = input_covariances(net, data(), ["twice", "tokens"])["twice"]
+    expected = np.cov(np.concatenate([patches(x, net.twice) for x in outputs]).T, bias=True)
+    np.testing.assert_allclose(channels, expected, rtol=1e-4, atol=1e-5 * expected.max())
+    assert rows.tolist() == columns.tolist() == [[1.0]]
+    assert "tokens" not in input_covariances(net, data(), ["tokens"])
+
+
+@pytest.mark.parametrize("dilation", [1, (2, 1)])
+def test_input_covariances_of_separable_images_are_exact(dilation):
+    """Channels, rows and columns mixed by one matrix each: the patches' covariance is their
+    Kronecker product. The images wrap around, so that all positions look alike."""
+    numbers = torch.Generator().manual_seed(0)
+    channels = torch.randn(3, 3, generator=numbers)
+
+    def circulant(n):
+        first = torch.exp(-torch.arange(n).minimum(n - torch.arange(n)))
+        return torch.stack([first.roll(i) for i in range(n)])
+
+    down, across = circulant(6), circulant(5) + 0.3
+    mixing = torch.kron(channels, torch.kron(down, across))  # (3*6*5, 3*6*5)
+    images = torch.cat([mixing.mT, -mixing.mT]).reshape(-1, 3, 6, 5)  # together of mean zero
+    conv = nn.Conv2d(3, 4, (3, 2), dilation=dilation)
+    batches = [(part + 7, None) for part in images.split(50)]
+    parts = input_covariances(conv, unlabelled(batches), [""], images=len(images))[""]
+    expected = np.cov(patches(images, conv).T, bias=True)
+    product = torch.kron(parts[0], torch.kron(parts[1], parts[2]))
+    np.testing.assert_allclose(product, expected, atol=2e-5 * expected.max())
+    for part in parts[1:]:
+        assert torch.equal(part, part.mT) and torch.equal(part.diagonal(), part.new_ones(len(part)))
+
+
+def test_input_covariances_of_images_smaller_than_the_kernel_and_of_nothing():
+    conv = nn.Conv2d(2, 3, 5, padding=2)
+    x = torch.randn(6, 2, 3, 3)
+    _, rows, _ = input_covariances(conv, unlabelled([(x, None), (x + 1, None)]), [""])[""]
+    assert rows.shape == (5, 5) and rows[0, 3] == rows[0, 4] == 0  # never seen together
+    channels, rows, _ = input_covariances(conv, unlabelled([(0 * x, None)]), [""])[""]
+    assert channels.abs().max() == 0 and torch.equal(rows, torch.eye(5).double())
+
+
 def test_following_batch_norms_of_a_resnet():
     model = resnet18(4).train()
     found = following_batch_norms(model, torch.randn(2, 3, 32, 32))
@@ -130,6 +330,18 @@ def test_following_means_directly_behind():
         nn.Flatten(), nn.Linear(36, 6), nn.BatchNorm1d(6),
     )  # fmt: skip
     assert following_batch_norms(model, torch.randn(2, 3, 8, 8)) == {"8": model[9]}
+
+
+def test_batch_norms_of_tokens_normalise_something_else():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            return self.norm(self.linear(x.flatten(2)))  # (N, 8 tokens, 8): by token
+
+    assert following_batch_norms(Tokens(), torch.randn(2, 8, 2, 4)) == {}
 
 
 def test_batch_norm_scale_is_what_the_norm_multiplies_by():
