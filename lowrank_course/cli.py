@@ -38,13 +38,17 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help="check this machine, and say how to mend it")
     command.set_defaults(run=doctor)
 
-    command = commands.add_parser("demo", help="compress the shipped ResNet-18, and measure it")
-    command.add_argument("--data", choices=("auto", "imagenette", "digits"), default="auto")
-    command.add_argument(
-        "--profile", choices=PROFILES, default=os.environ.get("LOWRANK_PROFILE") or "laptop"
-    )
-    command.add_argument("--json", metavar="FILE", help="write the table and how it was made")
-    command.set_defaults(run=demo)
+    for name, run, text in (
+        ("demo", demo, "compress the shipped ResNet-18, and measure it"),
+        ("frontier", frontier, "accuracy against cost, method by method, or go on"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--data", choices=("auto", "imagenette", "digits"), default="auto")
+        command.add_argument(
+            "--profile", choices=PROFILES, default=os.environ.get("LOWRANK_PROFILE") or "laptop"
+        )
+        command.add_argument("--json", metavar="FILE", help="write what was measured, and how")
+        command.set_defaults(run=run)
 
     command = commands.add_parser("train", help="train a shipped network from scratch, or go on")
     command.add_argument("--data", choices=("imagenette", "digits"), default="imagenette")
@@ -92,6 +96,21 @@ def train(args: argparse.Namespace) -> int:
         f"top-1 on held-out training images {record['accuracy']['holdout']:.2f} %, "
         f"on the validation images {record['accuracy']['val']:.2f} %; written to {args.out}"
     )
+    return 0
+
+
+def frontier(args: argparse.Namespace) -> int:
+    """Every method at every budget; a second call goes on where one stopped."""
+    from .frontier import frontier
+
+    path = Path(args.json or "frontier.json")
+    check_writable(path)
+    for p in frontier(args.data, args.profile, path)["points"]:
+        found = p.get("failed") or (
+            f"{p['accuracy']:6.2f} %, {p['parameters']:6.1%} of the parameters, "
+            f"{p['time']['1']:.2f} and {p['time']['32']:.2f} of the time (batch 1 and 32)"
+        )
+        print(f"{p['budget']:5.0%} of the MACs  {p['method']:20}  {found}")
     return 0
 
 

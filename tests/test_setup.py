@@ -29,8 +29,8 @@ CONDA_NAMES = {"torch": "pytorch"}  # everything else has the same name on both 
 # Each room imports only from rooms that stand before it.
 ROOMS = [
     "linalg", "data", "measure", "layers", "responses", "ranks", "weighted", "plan", "refit",
-    "latency", "compress", "models", "train", "recipes", "demo", "plots", "checks", "cli",
-    "__main__",
+    "latency", "compress", "models", "train", "recipes", "demo", "frontier", "plots", "checks",
+    "cli", "__main__",
 ]  # fmt: skip
 
 
