@@ -83,13 +83,13 @@ def way(layer: nn.Conv2d | nn.Linear, form: str, known: Response | None) -> Way:
             lambda r: from_factors(layer, form, *rebalanced(P[:, :r], Qh[:r]), own),
         )
     W = layer.weight.detach().to("cpu", torch.float64)
-    T = torch.einsum("op,pcij,cd->odij", H, W, A)  # (O, C, kh, kw)
+    T = torch.einsum("op,pcij,cd,ik,jl->odkl", H, W, A, V, R)  # (O, C, kh, kw)
     spectra = [torch.linalg.svdvals(T.transpose(0, 1).flatten(1)), values.sqrt()]
 
     def build(rank: Rank) -> nn.Sequential:
         core, P, Q = hooi(T, rank[::-1])  # type: ignore[index]
         (P, left), (Q, right) = torch.linalg.qr(H_inverse @ P), torch.linalg.qr(A_inverse @ Q)
-        core = torch.einsum("pr,rsij,qs->pqij", left, core, right)
+        core = torch.einsum("pr,rsij,qs,ik,jl->pqkl", left, core, right, V_inverse, R_inverse)
         return tucker2_from_factors(layer, P, core, Q.mT, own)
 
     return _pairs(layer, spectra, float(values.sum()) / 2, build)
