@@ -23,6 +23,7 @@ from .weighted import Response, Way, way
 
 COSTS = ("macs", "params")
 FORMS = ("channel", "spatial", "tucker2", "auto")
+TEMPERATURE = 2.0  # of the answers whose change is counted
 
 
 def compress(
@@ -155,7 +156,7 @@ def _swap(
 
 def _known(model: nn.Module, data: Batches, names: list[str]) -> dict[str, Response]:
     moments = responses.covariances(model, data, names)
-    felt = responses.sensitivities(model, data, names)
+    felt = responses.sensitivities(model, data, names, temperature=TEMPERATURE)
     inputs = responses.input_covariances(model, data, names)
     return {name: Response(*moments[name], felt[name], inputs.get(name)) for name in names}
 

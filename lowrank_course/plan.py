@@ -26,7 +26,7 @@ class Row:
     """What the plan says of one layer; "" is no reason.
 
     `error` is what the ranks were chosen by. With data: how far the answers move by this cut, in
-    nats (KL divergence, to second order). By weights alone: relative and squared.
+    nats (KL divergence at temperature 2, to second order). By weights alone: relative and squared.
     """
 
     name: str

@@ -73,13 +73,18 @@ def covariances(
 
 
 def sensitivities(
-    model: nn.Module, batches: Batches, names: Sequence[str], images: int = 256
+    model: nn.Module,
+    batches: Batches,
+    names: Sequence[str],
+    images: int = 256,
+    temperature: float = 1.0,
 ) -> dict[str, Tensor]:
     """How much the network's answer feels what each layer gives out: its Fisher information.
 
     G = E[sum over positions of g g^T], with g the gradient of -log p(answer) at the layer's output
     and the answer drawn from the network's own p (Amari 1998): no labels are needed. An error e
-    in the output changes the answers by e^T G e / 2 nats, to second order.
+    in the output changes the answers by e^T G e / 2 nats, to second order. A network that is sure
+    of its answers has almost no gradients left: scores divided by a `temperature` tell more.
 
     Returns
     -------
@@ -117,10 +122,11 @@ def sensitivities(
                 raise ValueError(
                     "model gives no class scores (N, K), which data needs: use data=None"
                 )
-            p = logits.detach().float().softmax(1).movedim(1, -1)
+            logits = logits.float() / temperature
+            p = logits.detach().softmax(1).movedim(1, -1)
             answer = torch.multinomial(p.flatten(0, -2).cpu(), 1, generator=draw)
             answer = answer.view(p.shape[:-1]).to(logits.device)
-            loss = F.cross_entropy(logits.float(), answer, reduction="sum")
+            loss = F.cross_entropy(logits, answer, reduction="sum")
             back = loss.requires_grad and torch.autograd.grad(loss, part, allow_unused=True)[0]
             if not isinstance(back, Tensor):
                 raise ValueError(
