@@ -273,14 +273,6 @@ def following_batch_norms(model: nn.Module, example: Tensor) -> dict[str, _Batch
     return found
 
 
-def batch_norm_scale(norm: _BatchNorm) -> Tensor:
-    """What an eval-mode batch norm multiplies each channel by: gamma / sqrt(var + eps), (O,)."""
-    if norm.running_var is None:
-        raise ValueError(f"{norm} keeps no running statistics; build it with them")
-    gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
-    return (gamma / (norm.running_var + norm.eps).sqrt()).detach().double().cpu()
-
-
 def recalibrate(model: nn.Module, batches: Batches) -> None:
     """Estimate the running statistics of all batch norms anew, in place; no weight changes.
 

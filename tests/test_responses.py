@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from lowrank_course.models import resnet18
 from lowrank_course.responses import (
-    batch_norm_scale,
     covariances,
     following_batch_norms,
     input_covariances,
@@ -342,19 +341,6 @@ def test_batch_norms_of_tokens_normalise_something_else():
             return self.norm(self.linear(x.flatten(2)))  # (N, 8 tokens, 8): by token
 
     assert following_batch_norms(Tokens(), torch.randn(2, 8, 2, 4)) == {}
-
-
-def test_batch_norm_scale_is_what_the_norm_multiplies_by():
-    norm = nn.BatchNorm2d(3).eval()
-    norm.weight.data = torch.tensor([1.5, -2.0, 0.0])
-    norm.running_var = torch.tensor([4.0, 0.25, 1.0])
-    ramp = torch.arange(2.0).expand(1, 3, 1, 2)
-    slope = norm(ramp)[..., 1] - norm(ramp)[..., 0]  # (1, 3, 1)
-    torch.testing.assert_close(batch_norm_scale(norm), slope.flatten().detach().double())
-    plain = nn.BatchNorm2d(3, affine=False).eval()
-    torch.testing.assert_close(batch_norm_scale(plain).float(), torch.ones(3))
-    with pytest.raises(ValueError, match="keeps no running statistics"):
-        batch_norm_scale(nn.BatchNorm2d(3, track_running_stats=False))
 
 
 def normed():
