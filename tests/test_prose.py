@@ -33,9 +33,9 @@ AMERICAN = re.compile(
 )
 INNER = re.compile(r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|<code>.*?</code>", re.S)
 LINK = re.compile(r"\[([^]]*)\]\(\s*<?([^)\s>]+)>?[^)]*\)")
-ADDRESS = re.compile(
-    r"https?:[^\s)>\"]+|\b[\w-]+(\.[\w-]+)*\.[a-z]{2,5}\b(/[\w./-]*)?"
-)  # file names, too
+# Addresses, and names of files.
+ADDRESS = re.compile(r"https?:[^\s)>\"]+|\b[\w-]+(\.[\w-]+)*\.[a-z]{2,5}\b(/[\w./-]*)?")
+CITED = re.compile(r"\w+( et al\.| and \w+)?,? \(?(19|20)\d\d\b")  # as in "Hu et al., 2022"
 WORD = re.compile(r"(?<![\w\\])[^\W\d_]{2,}(?:['’][^\W\d_]+)?(?!\w)")
 
 
@@ -50,7 +50,7 @@ def words_in(text: str) -> list[str]:
     """The words of the prose: no code, formulas, HTML tags, addresses, and no reference list."""
     text = re.sub(r"^## References$.*?(?=^## |\Z)", "", text, flags=re.M | re.S)
     text = LINK.sub(r"\1", INNER.sub(" ", text))
-    text = ADDRESS.sub(" ", re.sub(r"</?\w[^>]*>|&\w+;", " ", text))
+    text = ADDRESS.sub(" ", CITED.sub(" ", re.sub(r"</?\w[^>]*>|&\w+;", " ", text)))
     return [re.sub(r"['’]s?$", "", word) for word in WORD.findall(text)]
 
 
@@ -180,7 +180,7 @@ def test_own_words_are_sorted_needed_and_used():
         ("Sizes of a prize, seized; the Colour of four factors.", []),
         ("`teh` $\\alhpa$ <b>bold</b> [word](teh.md) x1y and https://teh.org/wrnog", []),
         ("```\nteh\n```\n## References\n- Qwertz, *Teh*\n\n## Next\nwrnog", ["wrnog"]),
-        ("A Resnet and PyTorch's ResNet.", ["Resnet"]),
+        ("A Resnet and PyTorch's ResNet, by Teh et al. (2020).", ["Resnet"]),
     ],
 )
 def test_misspelt_words_are_found(text, wrong):
