@@ -20,8 +20,8 @@ from notebook_tools import ROOT
 # "About 5" and "about 40" may be a third more.
 LIMITS = {"lines": 6.7, "longest": 20, "words": 53, "kB": 600, "figure": 60, "seconds": 120}
 HEAD = (
-    f"{'':24}    cells   lines a cell      words        kB          \n"
-    f"{'notebook':24} code text  median most   all median  file figure seconds  over"
+    f"{'':29}    cells   lines a cell      words        kB          \n"
+    f"{'notebook':29} code text  median most   all median  file figure seconds  over"
 )
 
 
@@ -70,17 +70,17 @@ def main() -> None:
         widths = (5, 5, 7, 5, 6, 7, 6, 7, 8)
         numbers = "".join(f"{v:{w}.0f}" for v, w in zip(sizes.values(), widths, strict=True))
         name = str(path.relative_to(ROOT).with_suffix("")).removeprefix("notebooks/")
-        print(f"{name:24}{numbers}  {', '.join(over(sizes))}".rstrip())
+        print(f"{name:29}{numbers}  {', '.join(over(sizes))}".rstrip())
 
-    print(f"\n{'package':24} code  all")
+    print(f"\n{'package':29} code  all")
     totals = [0, 0]
     for path in sorted((ROOT / "lowrank_course").rglob("*.py")):
         source = path.read_text(encoding="utf-8")
         lines = code_lines(source), len(source.splitlines())
-        print(f"{path.relative_to(ROOT / 'lowrank_course')!s:24}{lines[0]:5}{lines[1]:5}")
+        print(f"{path.relative_to(ROOT / 'lowrank_course')!s:29}{lines[0]:5}{lines[1]:5}")
         if path.parent.name != "checks":
             totals = [a + b for a, b in zip(totals, lines, strict=True)]
-    print(f"{'all but checks/':24}{totals[0]:5}{totals[1]:5}")
+    print(f"{'all but checks/':29}{totals[0]:5}{totals[1]:5}")
 
 
 if __name__ == "__main__":
