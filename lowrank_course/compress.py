@@ -230,14 +230,13 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
 
     The copy has no plan and cannot be saved by `save_compressed`: save first, fold after loading.
     """
-    calls = layer_shapes(model, example)  # ValueError for an example that does not fit
+    layer_shapes(model, example)  # ValueError for an example that does not fit
     names = {module: name for name, module in model.named_modules()}
     behind = responses.following_batch_norms(model, example)
     pairs = [
         (name, names[norm])
         for name, norm in behind.items()
-        if len(calls[name]) == 1 == list(behind.values()).count(norm)
-        and "weight" in model.get_submodule(name)._parameters
+        if "weight" in model.get_submodule(name)._parameters  # and not made by a hook
     ]
     expected = _answers(model, example)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -239,38 +240,36 @@ def run(model: nn.Module, batches: Batches) -> None:
 def following_batch_norms(model: nn.Module, example: Tensor) -> dict[str, _BatchNorm]:
     """Which batch norm takes the output of which layer directly, seen in one forward pass.
 
-    Batch norms that keep no running statistics scale every batch anew and are left out.
+    Left out are those that are called more than once, so that one layer has one batch norm, and
+    batch norms without running statistics, which scale every batch anew.
     """
     made_by: dict[int, tuple[str, int, Tensor]] = {}
-    found: dict[str, _BatchNorm] = {}
+    pairs: list[tuple[str, _BatchNorm]] = []
+    calls: Counter[nn.Module] = Counter()
 
-    def remember(name: str):  # type: ignore[no-untyped-def]
-        def hook(layer: nn.Module, _: object, output: Tensor) -> None:
-            if output.ndim == (4 if isinstance(layer, nn.Conv2d) else 2):  # else others normalise
+    def hook_for(name: str):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[module] += 1
+            if isinstance(module, _BatchNorm):
+                layer, version, y = made_by.get(id(args[0]), ("", 0, output))
+                if layer and y._version == version and module.running_var is not None:
+                    pairs.append((layer, module))
+            elif output.ndim == (4 if isinstance(module, nn.Conv2d) else 2):  # else others: tokens
                 # Kept alive, so that no id is used twice; the version tells of changes in place.
                 made_by[id(output)] = (name, output._version, output)
 
         return hook
 
-    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if args and id(args[0]) in made_by:
-            name, version, output = made_by[id(args[0])]
-            if output._version == version and module.running_var is not None:
-                found[name] = module  # type: ignore[assignment]
-
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            hooks.append(module.register_forward_hook(remember(name)))
-        elif isinstance(module, _BatchNorm):
-            hooks.append(module.register_forward_pre_hook(look))
-    try:
-        with evaluating(model):
-            run(model, [(example[:1], example[:1])])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+    kinds = nn.Conv2d | nn.Linear | _BatchNorm
+    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    with hooks_on(model, names, hook_for), evaluating(model):
+        run(model, [(example[:1], example[:1])])
+    taken = Counter(name for name, _ in pairs)
+    return {
+        name: norm
+        for name, norm in pairs
+        if calls[model.get_submodule(name)] == calls[norm] == taken[name] == 1
+    }
 
 
 def recalibrate(model: nn.Module, batches: Batches) -> None:

@@ -331,6 +331,28 @@ def test_following_means_directly_behind():
     assert following_batch_norms(model, torch.randn(2, 3, 8, 8)) == {"8": model[9]}
 
 
+class Repeated(nn.Module):
+    """Layers and batch norms that are used more than once; only the last pair is a pair."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4).eval() for _ in range(5))
+
+    def forward(self, x):
+        a, b, c, d, e = self.layers
+        k, m, n, o, p = self.norms
+        x = k(b(k(a(x))))  # one batch norm behind two layers
+        x = m(c(m(c(x))))  # both twice
+        y = d(x)
+        return p(e(n(y) + o(y)))  # two batch norms behind one layer
+
+
+def test_one_layer_has_one_batch_norm():
+    model = Repeated()
+    assert following_batch_norms(model, torch.randn(2, 4, 3, 3)) == {"layers.4": model.norms[4]}
+
+
 def test_batch_norms_of_tokens_normalise_something_else():
     class Tokens(nn.Module):
         def __init__(self):
