@@ -113,7 +113,8 @@ def apply(
     small = copy.deepcopy(model).eval()
     layers, shapes = all_layers(small), layer_shapes(small, example)
     reasons = dense_reasons(small, example)
-    if differing := {row.name for row in plan} ^ layers.keys():
+    names = [row.name for row in plan]
+    if differing := set(names) ^ layers.keys() or {n for n in names if names.count(n) > 1}:
         raise ValueError(f"plan is of another model: they differ in {min(differing)!r}")
     cut = [row for row in plan if row.form != "dense"]
     for row in cut:
