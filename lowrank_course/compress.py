@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_leaves
 
-from . import responses
+from . import latency, responses
 from .layers import Rank, macs, parameters
 from .measure import Shapes, check_example, count_macs, count_parameters, evaluating, layer_shapes
 from .plan import Layer, Plan, Row, all_layers, dense_reasons, replace_module
@@ -21,8 +21,9 @@ from .refit import refit
 from .responses import Batches
 from .weighted import Response, Way, way
 
-COSTS = ("macs", "params")
+COSTS = ("macs", "params", "latency")
 FORMS = ("channel", "spatial", "tucker2", "auto")
+Price = Callable[[str, str, Rank], float]  # of a layer, by name, in a form at a rank
 TEMPERATURE = 2.0  # of the answers whose change is counted
 
 
@@ -42,9 +43,12 @@ def compress(
     Parameters
     ----------
     model : any nn.Module; it is left untouched
-    example : float (N, C, H, W), sets the image size for which costs are counted
+    example : float (N, C, H, W), sets the image size for which costs are counted, and for "latency"
+        also the batch size N, the memory format and the device
     budget : fraction of the dense network's cost to keep, in (0, 1]; 1.0 keeps the function
-    cost : "macs" or "params"
+    cost : "macs", "params" or "latency". The last is measured, see `latency`: how long the network
+        takes for all of `example` with the threads that torch has now, on this machine. A layer
+        that does not get faster stays dense. The first time for a network takes up to a minute.
     form : "channel", "spatial", "tucker2" or "auto" for convolutions. "auto" takes for each layer
         the channel or the spatial form, whichever costs less for its error.
     data : batches (images, labels) that can be read several times, about a thousand training
@@ -71,16 +75,27 @@ def compress(
     free = [name for name, reason in reasons.items() if not reason]
     if not free:
         raise ValueError("model has no convolution or linear layer that can be factorised")
+    forms = {name: _forms(layers[name], form) for name in free}
+    price = _prices(small, example, shapes, forms, cost, data is not None)
     known = {} if data is None else _known(small, data, free)
-    ways = {
-        name: {f: way(layers[name], f, known.get(name)) for f in _forms(layers[name], form)}
-        for name in free
-    }
-    choices = {
-        name: _choices(layers[name], shapes[name], ways[name], cost, data is not None)
-        for name in free
-    }
-    total = count_macs(small, example) if cost == "macs" else count_parameters(small)
+    ways = {name: {f: way(layers[name], f, known.get(name)) for f in forms[name]} for name in free}
+    choices = {name: _choices(name, ways[name], price) for name in free}
+    if cost == "latency":
+        picked = latency.pick(small, example, choices, budget)
+    else:
+        total = count_macs(small, example) if cost == "macs" else count_parameters(small)
+        picked = _pick(choices, budget, total, cost)
+    rows = []
+    for name in layers:
+        dense = price(name, "dense", 0)
+        c = picked.get(name, Choice("dense", 0, 0.0, dense))
+        rows.append(Row(name, c.form, c.rank, c.error, dense, c.cost, reasons[name]))
+    return _swap(small, model, Plan(tuple(rows), cost), ways, data, recalibrate)
+
+
+def _pick(
+    choices: Mapping[str, list[Choice]], budget: float, total: float, cost: str
+) -> dict[str, Choice]:
     fixed = total - sum(options[0].cost for options in choices.values())
     least = fixed + sum(min(c.cost for c in options) for options in choices.values())
     if budget * total < least:
@@ -88,13 +103,7 @@ def compress(
             f"budget={budget} cannot be reached: the least for this model is "
             f"{math.ceil(1000 * least / total) / 1000:.3f} of its {cost}"
         )
-    picked = global_budget(choices, budget * total - fixed)
-    rows = []
-    for name, layer in layers.items():
-        dense = _cost(layer, shapes[name], "dense", 0, cost)
-        c = picked.get(name, Choice("dense", 0, 0.0, dense))
-        rows.append(Row(name, c.form, c.rank, c.error, dense, c.cost, reasons[name]))
-    return _swap(small, model, Plan(tuple(rows), cost), ways, data, recalibrate)
+    return global_budget(choices, budget * total - fixed)
 
 
 def apply(
@@ -121,16 +130,14 @@ def apply(
         if reasons[row.name]:
             raise ValueError(f"plan cuts {row.name!r}, which stays dense: {reasons[row.name]}")
         parameters(layers[row.name], row.form, row.rank)  # ValueError where they do not fit
+    forms = {row.name: [row.form] for row in cut}
+    price = _prices(small, example, shapes, forms, plan.cost, data is not None)
     known = {} if data is None else _known(small, data, [n for n, r in reasons.items() if not r])
     ways = {r.name: {r.form: way(layers[r.name], r.form, known.get(r.name))} for r in cut}
     rows = []
     for row in plan:
-        layer, calls = layers[row.name], shapes[row.name]
-        dense = _cost(layer, calls, "dense", 0, plan.cost)
-        error, after = 0.0, dense
-        if row.form != "dense":
-            error = ways[row.name][row.form].error(row.rank)
-            after = _cost(layer, calls, row.form, row.rank, plan.cost, data is not None)
+        dense, after = (price(row.name, *each) for each in (("dense", 0), (row.form, row.rank)))
+        error = 0.0 if row.form == "dense" else ways[row.name][row.form].error(row.rank)
         rows.append(Row(row.name, row.form, row.rank, error, dense, after, reasons[row.name]))
     return _swap(small, model, Plan(tuple(rows), plan.cost), ways, data, recalibrate)
 
@@ -170,23 +177,34 @@ def _forms(layer: Layer, form: str) -> list[str]:
     return ["channel"] if layer.kernel_size == (1, 1) else ["channel", "spatial"]
 
 
-def _choices(
-    layer: Layer, calls: Shapes, ways: Mapping[str, Way], cost: str, data: bool
-) -> list[Choice]:
+def _choices(name: str, ways: Mapping[str, Way], price: Price) -> list[Choice]:
     """Dense first, then every form and rank that costs less than dense."""
-    dense = _cost(layer, calls, "dense", 0, cost)
+    dense = price(name, "dense", 0)
     choices = [Choice("dense", 0, 0.0, dense)]
     for form, each in ways.items():
         for rank, error in each.errors.items():
-            price = _cost(layer, calls, form, rank, cost, data)
-            if price < dense:  # the floor: only the dense layer is exact
-                choices.append(Choice(form, rank, max(1e-12, error), price))
+            after = price(name, form, rank)
+            if after < dense:  # the floor: only the dense layer is exact
+                choices.append(Choice(form, rank, max(1e-12, error), after))
     return choices
 
 
-def _cost(
-    layer: Layer, calls: Shapes, form: str, rank: Rank, cost: str, data: bool = False
-) -> float:
+def _prices(
+    model: nn.Module,
+    example: Tensor,
+    shapes: Mapping[str, Shapes],
+    forms: Mapping[str, Collection[str]],
+    cost: str,
+    data: bool,
+) -> Price:
+    """What a layer, by name, costs in a form at a rank; `forms` are those that will be asked."""
+    if cost == "latency":
+        return latency.prices(model, example, shapes, forms)
+    layers = all_layers(model)
+    return lambda name, form, rank: _cost(layers[name], shapes[name], form, rank, cost, data)
+
+
+def _cost(layer: Layer, calls: Shapes, form: str, rank: Rank, cost: str, data: bool) -> float:
     """Parameters of the layer, or MACs of all its calls for one image."""
     if cost == "params":
         if form == "dense":

@@ -9,10 +9,12 @@ and is left in the mode, and with the hooks, that it came with.
 
 from __future__ import annotations
 
+import platform
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors.torch import save
@@ -139,6 +141,13 @@ def compare_latency(
                 times[name].append(1000 * run.median)
             order.reverse()
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def check_example(example: Tensor) -> None:

@@ -44,7 +44,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """One row a layer; `before` and `after` are in units of `cost`, for one image."""
+    """One row a layer; `before` and `after` are in units of `cost`: numbers, MACs for one image, or
+    ms for the batch that was timed.
+    """
 
     rows: tuple[Row, ...]
     cost: str

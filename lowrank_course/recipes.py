@@ -14,6 +14,7 @@ import torch
 import torchvision
 
 from .data import cache_folder, load_images, make_loader, write_text
+from .measure import cpu_name
 from .models import load_state, read_weights, resnet18, save_weights
 from .train import evaluate, train
 
@@ -48,17 +49,10 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def train_shipped(name: str, folder: Path, seed: int = 0) -> dict[str, Any]:
