@@ -6,13 +6,13 @@ import io
 import numpy as np
 import pytest
 import torch
-import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations
 
 from lowrank_course import compress as package_compress
-from lowrank_course.compress import compress
+from lowrank_course.compress import apply, compress, fold_batch_norms
 from lowrank_course.data import balanced_subset, load_images, make_loader
 from lowrank_course.measure import count_macs, count_parameters
 from lowrank_course.models import load_resnet18, resnet18
@@ -283,30 +283,6 @@ def test_batch_norm_without_statistics():
     assert difference(model, small, images()) < 1
 
 
-ZOO = {
-    "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(num_classes=10), 0.8),
-    "squeezenet1_1": (lambda: torchvision.models.squeezenet1_1(num_classes=10), 0.5),
-    "vit": (
-        lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 64, 128, num_classes=10),
-        0.7,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize("with_data", [False, True])
-def test_zoo(name, with_data):
-    torch.manual_seed(0)
-    build, budget = ZOO[name]
-    model = build().eval()
-    data = batches(8, 32) if with_data else None
-    for cost in ("macs", "params"):
-        small = compress(model, images(2, 32), budget, cost, data=data)
-        example = images(2, 32)
-        assert COUNT[cost](small, example) <= budget * COUNT[cost](model, example)
-        assert torch.isfinite(outputs(small, example)).all()
-
-
 # ---- an ordinary module ------------------------------------------------------------------------
 
 
@@ -339,6 +315,177 @@ def test_compressed_network_exports(small, digits):
     x = digits[1][0][0][:2]
     exported = torch.export.export(copy.deepcopy(small), (x,)).module()
     torch.testing.assert_close(outputs(exported, x), outputs(small, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Every form, a dense layer and a grouped one, in one small network with random statistics."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 5, 2, 2, padding_mode="reflect"), nn.BatchNorm2d(12), nn.ReLU(True),
+        nn.Conv2d(12, 16, 3, padding="same", dilation=2, bias=False), nn.BatchNorm2d(16), nn.SiLU(),
+        nn.Conv2d(16, 16, 3, groups=4, bias=False), nn.BatchNorm2d(16), nn.ReLU(True),
+        nn.Conv2d(16, 12, (1, 3)), nn.BatchNorm2d(12, affine=False), nn.Dropout(), nn.Flatten(),
+        nn.Linear(12 * 6 * 4, 20, bias=False), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10),
+    ).eval()  # fmt: skip
+    for norm in (m for m in model if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        if norm.affine:
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    plan = compress(model, images(), 1.0).plan
+    plan = plan.edit("0", "tucker2", (2, 6)).edit("3", "spatial", 9).edit("9", "channel", 5)
+    return apply(model, images(), plan.edit("13", "linear", 7), batches())
+
+
+def test_mixed_network_is_an_ordinary_module(mixed):
+    x = images(seed=3)
+    expected, state = outputs(mixed, x), copy.deepcopy(mixed.state_dict())
+    twin = copy.deepcopy(mixed)
+    twin.train()(x).square().mean().backward()
+    assert all(p.requires_grad and p.grad.abs().max() > 0 for p in twin.parameters())
+    torch.optim.SGD(twin.parameters(), 0.1).step()
+    assert torch.equal(outputs(mixed, x), expected)
+    assert all(torch.equal(state[key], value) for key, value in mixed.state_dict().items())
+    wide = copy.deepcopy(mixed).to(torch.float64)
+    torch.testing.assert_close(outputs(wide, x.double()).float(), expected, rtol=1e-3, atol=1e-4)
+    half = copy.deepcopy(mixed).to(torch.bfloat16)
+    assert outputs(half, x.bfloat16()).dtype == torch.bfloat16
+    last = copy.deepcopy(mixed).to(memory_format=torch.channels_last)
+    there = outputs(last, x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(there, expected, rtol=1e-4, atol=1e-5)
+    assert outputs(copy.deepcopy(mixed).to("meta"), x.to("meta")).shape == expected.shape
+
+
+def both(mixed):
+    """The network as it trains, and as it is used for inference."""
+    return mixed, fold_batch_norms(mixed, images())
+
+
+def test_mixed_network_exports_for_any_batch_size(mixed):
+    x = images(seed=3)
+    for model in both(mixed):
+        batch = torch.export.Dim("batch")
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+        for n in (2, 4):
+            found = outputs(program.module(), x[:n])
+            torch.testing.assert_close(found, outputs(model, x[:n]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("c++", "g++", "clang++")
+def test_mixed_network_compiles(mixed):
+    x = images(seed=3)
+    compiled = torch.compile(copy.deepcopy(mixed))
+    torch.testing.assert_close(outputs(compiled, x), outputs(mixed, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_mixed_network_runs_in_onnx(mixed, tmp_path):
+    hint = "needs onnxscript and onnxruntime: pip install -e '.[dev]'"
+    pytest.importorskip("onnxscript", reason=hint)
+    runtime = pytest.importorskip("onnxruntime", reason=hint)
+    x = images(seed=3)
+    for model in both(mixed):
+        program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+        program.save(tmp_path / "small.onnx")
+        session = runtime.InferenceSession(
+            tmp_path / "small.onnx", providers=["CPUExecutionProvider"]
+        )
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        np.testing.assert_allclose(found, outputs(model, x), rtol=1e-3, atol=1e-4)
+
+
+# ---- batch norms folded for inference ----------------------------------------------------------
+
+
+def norms(model):
+    return [name for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+
+
+def test_every_batch_norm_of_a_resnet_is_folded(small, digits):
+    x = digits[1][0][0][:4]
+    folded = fold_batch_norms(small, x)
+    assert len(norms(small)) == 20 and not norms(folded)
+    assert difference(small, folded, x) < 1e-5
+    assert count_macs(folded, x) == count_macs(small, x)
+    assert not hasattr(folded, "plan") and small.plan and not folded.training
+    for row in small.plan:  # in the last factor
+        if row.form == "channel" and "conv" in row.name:
+            first, last = folded.get_submodule(row.name)
+            assert torch.equal(first.weight, small.get_submodule(row.name)[0].weight)
+            assert last.bias is not None
+    assert not norms(fold_batch_norms(digits[0], x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_folding_every_kind_of_layer(mixed, dtype):
+    """Tucker-2, spatial, grouped, channel without affine, linear; to the last digit in float64."""
+    model, x = copy.deepcopy(mixed).to(dtype), images(seed=3).to(dtype)
+    folded = fold_batch_norms(model, x)
+    assert len(norms(model)) == 5 and not norms(folded)
+    assert difference(model, folded, x) < (1e-12 if dtype == torch.float64 else 0.05)
+    assert outputs(folded, x).dtype == dtype
+
+
+def test_folding_leaves_a_model_in_training_as_it_was(mixed):
+    model = copy.deepcopy(mixed).train()
+    model[1].eval()
+    state, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    folded = fold_batch_norms(model, images())
+    assert [m.training for m in model.modules()] == modes and model.plan == mixed.plan
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    shared = {p.data_ptr() for p in model.parameters()} & {
+        p.data_ptr() for p in folded.parameters()
+    }
+    assert not shared
+
+
+class Branching(nn.Module):
+    """Batch norms that must stay, and two that need not."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(7))
+        self.linear, self.by_token = nn.Linear(4, 6), nn.BatchNorm1d(6)
+        self.fresh = nn.BatchNorm2d(4, track_running_stats=False)
+        for norm in (*self.norms, self.by_token):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.3, 3)
+
+    def forward(self, x):
+        x = self.norms[0](x)  # in front
+        y = self.convs[0](x)
+        x = self.norms[1](y) + y  # the layer's output is used twice
+        x = self.norms[2](self.convs[1](x))  # folded
+        x = self.norms[3](self.convs[2](self.norms[3](self.convs[3](x))))  # one for two layers
+        x = self.norms[5](self.norms[4](self.convs[4](x)))  # the first is folded
+        x = self.fresh(self.convs[5](x)).flatten(2)[..., :6]  # (N, 4, 6)
+        return {"answer": self.by_token(self.linear(x.mT)), "more": [x.sum(), 3]}  # (N, 6, 6)
+
+
+def test_batch_norms_stay_where_folding_would_change_the_answer():
+    torch.manual_seed(0)
+    model = Branching().eval()
+    folded = fold_batch_norms(model, images(channels=4))
+    assert norms(folded) == [f"norms.{i}" for i in (0, 1, 3, 5, 6)] + ["by_token", "fresh"]
+    x = images(channels=4, seed=3)
+    torch.testing.assert_close(outputs(folded, x), outputs(model, x), rtol=1e-4, atol=1e-4)
+
+
+def test_folding_what_does_not_fit(mixed, small, digits, tmp_path):
+    with pytest.raises(ValueError, match=r"\(1, 4, 16, 16\) does not fit the model"):
+        fold_batch_norms(mixed, images(1, channels=4))
+    with pytest.raises(ValueError, match="example is a list"):
+        fold_batch_norms(mixed, [1])
+    folded = fold_batch_norms(small, digits[1][0][0])
+    with pytest.raises(ValueError, match="model has no plan"):
+        save_compressed(folded, tmp_path / "folded.safetensors")
+    hooked = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
+    assert norms(fold_batch_norms(hooked, images())) == ["1"]  # its weight is made anew each time
 
 
 def test_compressing_twice(digits, small):
