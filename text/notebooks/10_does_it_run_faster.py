@@ -1,0 +1,722 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 10 · Does it run faster?
+#
+# **The question:** When do MACs become milliseconds?
+#
+# A MAC is one multiplication with its addition. You can count them with pencil and paper.
+# Milliseconds you have to measure, and that is easy to do wrong. This chapter shows how to measure
+# time, why a third of the MACs is not a third of the time, and what you can do about it.
+#
+# **After this chapter you can**
+#
+# - time two networks so that a busy machine does not decide between them;
+# - say why two thin layers move more data than one thick layer;
+# - choose batch size, memory format, folding and threads, and give the dense network the same;
+# - compress under a budget of milliseconds, and see which layers stay dense;
+# - say where a factorised network is not faster.
+#
+# **You need:** the pair of small convolutions from [chapter 05](05_factorizing.ipynb).
+#
+# **Time:** 30 minutes to read, about 2 minutes to run.
+
+# %%
+import importlib.util
+
+if importlib.util.find_spec("lowrank_course") is None:  # on Colab, in a copy of the course
+    print("Installing the course's package")
+    # %pip install --quiet --no-deps .. tensorly
+
+# %%
+import copy
+import math
+import os
+import shutil
+import time
+from statistics import median
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from lowrank_course import compress, data, evaluate, layers, linalg, load_resnet18, plots
+from lowrank_course.compress import apply, fold_batch_norms
+from lowrank_course.measure import compare_latency, count_macs, layer_shapes
+from lowrank_course.plan import replace_module
+
+plots.style()
+quick = os.environ.get("LOWRANK_PROFILE") == "smoke"
+_ = torch.set_grad_enabled(False)                    # nothing is trained in this chapter
+_ = torch.manual_seed(0)
+
+# %% [markdown]
+# ## 1. How long does it take?
+#
+# The time of a convolution does not depend on what the images show. So random numbers will do, and
+# the shipped ResNet-18 for Imagenette works without its photographs. (The automatic tests take the
+# small network for digits.) Times on this page are from one machine: **yours will differ, and that
+# is the point of the chapter.**
+
+# %%
+network = "digits" if quick else "imagenette"
+dense = load_resnet18(network)
+size = dense.evaluation_size                         # pixels
+batch = torch.randn(8, 3, size, size)
+print(f"{network}, {size} px, {count_macs(dense, batch) / 1e6:,.0f} million MACs an image")
+print(f"torch {torch.__version__.split('+')[0]}, {torch.get_num_threads()} thread(s)")
+
+# %% [markdown]
+# Here is a stopwatch. `repeat` is for an experiment below.
+#
+# **Predict.** You time the same network on the same batch thirty times. How far apart are the
+# fastest and the slowest run? Which one is the first?
+
+# %%
+def stopwatch(model, batch, repeat=1):
+    start = time.perf_counter()
+    for _ in range(repeat):
+        model(batch)
+    return 1000 * (time.perf_counter() - start)      # ms
+
+
+runs = [stopwatch(dense, batch) for _ in range(30)]
+middle, mean = median(runs), sum(runs) / len(runs)
+print(f"first {runs[0]:.0f} ms, fastest {min(runs):.0f} ms, slowest {max(runs):.0f} ms")
+print(f"median {middle:.0f} ms, mean {mean:.0f} ms")
+
+# %%
+plots.curves(
+    {"one run": (range(1, len(runs) + 1), runs)},
+    levels={"median": middle},
+    xlabel="run",
+    ylabel="ms for 8 images",
+    alt=f"Thirty timings of one network scatter from {min(runs):.0f} to {max(runs):.0f} ms; "
+    f"the median is {middle:.0f} ms.",
+)
+
+# %% [markdown]
+# **Explain.** Nothing changed between the runs except the machine. The first run often pays for
+# memory and for choosing kernels: run once before you measure, the **warm-up**. Later runs wait for
+# other programs, and sometimes very long. One such run pulls the mean up, but not the median.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it. A busy machine proves nothing: it is left out.
+ordered = sorted(runs)
+calm = ordered[22] < 1.3 * ordered[7] and mean < 1.3 * middle
+assert min(runs) <= middle <= max(runs)
+
+# %% [markdown]
+# ### Measure in turns
+#
+# A median does not help if the machine is slow for a whole minute. Suppose that you time network A,
+# then network B, and that the machine slows down just in between. You can stage this: `repeat=2`
+# stands for a machine at half its speed.
+#
+# **Predict.** B is a copy of A, so the true ratio is 1. What do you find if you time A first and
+# then B? What if they take turns, and you compare within each pair?
+
+# %%
+A, B = dense, copy.deepcopy(dense)
+spells = [1] * 6 + [2] * 6                           # the machine: first fast, then slow
+B(batch)                                             # warm-up
+
+a = [stopwatch(A, batch, 1) for _ in range(6)]
+b = [stopwatch(B, batch, 2) for _ in range(6)]
+one_after_the_other = median(b) / median(a)
+
+pairs = [stopwatch(B, batch, s) / stopwatch(A, batch, s) for s in spells]
+in_turns = median(pairs)
+print(f"B / A, one after the other: {one_after_the_other:.2f}")
+print(f"B / A, in turns:            {in_turns:.2f}")
+
+# %% [markdown]
+# **Explain.** One after the other, the slow machine is taken for a slow network. In turns, each
+# slow spell falls on both. So a fair timing is: warm up, take turns, compare within each round,
+# take the median. Write it once:
+
+# %%
+def paired(models, batch, rounds=5):
+    times = {name: [] for name in models}
+    for model in models.values():
+        model(batch)                                 # warm-up
+    for turn in range(rounds):
+        for name in sorted(models, reverse=turn % 2 == 1):
+            times[name].append(stopwatch(models[name], batch))
+    return times
+
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+if calm:
+    assert one_after_the_other > 1.3
+    assert 0.6 < in_turns < 1.5
+
+# %% [markdown]
+# ## 2. A third of the MACs
+#
+# Now a thinner network. Each 3 × 3 convolution becomes a pair in the channel form, with about a
+# third of its weights. `layers.blank` gives such a pair with weights of zero: they multiply as
+# slowly as any others, so for a timing you need no SVD.
+#
+# **Predict.** A third of the MACs. What share of the time?
+
+# %%
+def pair_for(layer, form, share=1 / 3):
+    """The factorised layer with about this share of the weights; for timing only."""
+    even = linalg.break_even_rank(*layers.layer_matrix(layer, form).shape)
+    rank = max(1, int(share * even))
+    rank -= rank % 8 if rank > 8 else 0              # a multiple of 8: see section 5
+    return layers.blank(layer, form, rank, None).eval()
+
+
+thin = copy.deepcopy(dense)
+for name, layer in dense.named_modules():
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+        replace_module(thin, thin.get_submodule(name), pair_for(layer, "channel"))
+
+# %%
+networks = {"dense": dense, "thin": thin}
+kept = count_macs(thin, batch) / count_macs(dense, batch)
+by_hand = paired(networks, batch, rounds=9)
+ratio = median(t / d for t, d in zip(by_hand["thin"], by_hand["dense"], strict=True))
+package = compare_latency(networks, batch, batch_size=8, runs=5)
+print(f"MACs:                 {kept:.0%}")
+print(f"time, by hand:        {ratio:.0%}")
+print(f"time, by the package: {package['thin'] / package['dense']:.0%}")
+
+# %% [markdown]
+# **Explain.** As a rule the time falls less than the MACs; on a very small network it may even rise.
+# `compare_latency` measures in turns, too; each of its runs is a small block of calls. The quieter
+# your machine, the better the two figures agree.
+#
+# ## 3. Layer by layer
+#
+# Where does the time go? Take each kind of convolution by itself, dense and as a pair in both
+# forms, at a third of the weights. If MACs were milliseconds, all dots below would lie on one
+# straight line.
+
+# %%
+kinds = {}                                           # one layer of each geometry
+for name, calls in layer_shapes(dense, batch).items():
+    layer, given = dense.get_submodule(name), calls[0][0]
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
+        kinds.setdefault((str(layer), given), (name, layer, torch.randn(8, *given[1:])))
+
+rows = []
+for name, layer, x in kinds.values():
+    versions = {"dense": layer, "channel": pair_for(layer, "channel")}
+    versions["spatial"] = pair_for(layer, "spatial")
+    ms = compare_latency(versions, x, 8, runs=3)
+    macs = {form: 8 * count_macs(version, x) for form, version in versions.items()}
+    rows.append((name, versions, x, macs, ms))
+print(f"{len(rows)} kinds of layers, 3 versions of each")
+
+# %%
+COLOURS = {"dense": plots.GREY, "channel": plots.COLOURS[0], "spatial": plots.COLOURS[1]}
+MARKS = {"dense": "s", "channel": "o", "spatial": "^"}
+
+
+def dots(axes, x, y):
+    """A dot for each layer and version; x and y take (row, version)."""
+    for form in COLOURS:
+        points = [(x(row, form), y(row, form)) for row in rows]
+        axes.scatter(*zip(*points, strict=True), s=70, c=COLOURS[form], marker=MARKS[form], label=form)
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.legend()
+
+
+# %%
+speeds = sorted(row[3][form] / row[4][form] / 1e6 for row in rows for form in COLOURS)
+ends = [f(row[3][form] / 1e6 for row in rows for form in COLOURS) for f in (min, max)]
+figure = Figure(figsize=(7.5, 4.4))
+axes = figure.subplots()
+for speed in (speeds[0], speeds[-1]):                # million MACs a millisecond
+    axes.plot(ends, [end / speed for end in ends], ":", color=plots.GREY, linewidth=1.5)
+dots(axes, lambda row, form: row[3][form] / 1e6, lambda row, form: row[4][form])
+axes.set(xlabel="million MACs, 8 images", ylabel="ms, 8 images")
+spread = speeds[-1] / speeds[0]
+plots.show(
+    figure,
+    alt="MACs against milliseconds, one dot for each kind of layer, dense or as a pair. The dots "
+    f"rise together, but the slowest does {spread:.0f} times fewer MACs in the same time.",
+)
+
+# %% [markdown]
+# The upper dotted line is the lowest speed, the lower one the highest speed among these layers.
+
+# %%
+print("layer              dense   channel form   spatial form   (ms)")
+for name, _, _, _, ms in rows:
+    shares = [f"{ms[form]:6.2f} ({ms[form] / ms['dense']:4.0%})" for form in ("channel", "spatial")]
+    print(f"{name:16} {ms['dense']:7.2f} {shares[0]:>14} {shares[1]:>14}")
+print(f"fastest and slowest dot: {spread:.1f} times apart in MACs a second")
+
+# %% [markdown]
+# **Explain.** More MACs take longer, but the same number of MACs takes very different times. All
+# pairs have about a third of the MACs; look how far their shares of the time lie apart. A share near
+# or above 100 % means that the pair is not worth its error on this machine: **leave that layer
+# dense.**
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+assert 0.2 < kept < 0.5
+assert set(package) == {"dense", "thin"} and ratio > 0
+assert spread >= 1
+for _, _, _, macs, ms in rows:
+    assert macs["channel"] < 0.5 * macs["dense"] and min(ms.values()) > 0
+
+# %% [markdown]
+# ## 4. What the MACs do not count
+#
+# To multiply, the processor must first fetch the numbers, and afterwards store the result. Count
+# the bytes of one layer: what it reads (input and weights) and what it writes (output), 4 bytes for
+# each number in float32.
+#
+# **Predict.** A pair has a third of the MACs and of the weights. Does it move a third of the bytes?
+
+# %%
+def traffic(version, x):
+    """Bytes that a layer, or a pair, reads and writes at least once."""
+    total = 0
+    for part in version if isinstance(version, nn.Sequential) else [version]:
+        y = part(x)
+        total += 4 * (x.numel() + part.weight.numel() + y.numel())
+        x = y
+    return total
+
+
+moved = {row[0]: {form: traffic(row[1][form], row[2]) for form in COLOURS} for row in rows}
+chosen = next(row for row in rows if row[0] == "layer2.0.conv2")
+print(f"{chosen[0]}, 8 images:  MACs (million)   MB moved   MACs a byte")
+for form in COLOURS:
+    macs, size_in_bytes = chosen[3][form], moved[chosen[0]][form]
+    print(f"{form:26} {macs / 1e6:11.1f} {size_in_bytes / 1e6:10.2f}"
+          f" {macs / size_in_bytes:13.1f}")
+
+# %% [markdown]
+# **Explain.** No. Between the two thin layers lies a tensor that did not exist before: it is written
+# and read again. So a pair has fewer MACs for each byte that it moves. This number is called the
+# **arithmetic intensity**.
+#
+# Two speeds limit every layer: how fast the processor multiplies, and how fast it moves data. A
+# large matrix product shows the first, a large copy the second. Here you look for the best that the
+# machine can do, so the *fastest* run counts.
+
+# %%
+n = 512 if quick else 1024
+left, right = torch.randn(n, n), torch.randn(n, n)
+large = torch.randn(2**22 if quick else 2**24)       # 64 MB
+target = torch.empty_like(large)
+
+
+def fastest(run):
+    return min(stopwatch(lambda _: run(), None) for _ in range(8))
+
+
+peak = n**3 / fastest(lambda: left @ right) / 1e6               # GMAC/s
+bandwidth = 2 * 4 * large.numel() / fastest(lambda: target.copy_(large)) / 1e6       # GB/s
+corner = peak / bandwidth
+print(f"multiplies {peak:.0f} billion MACs a second, moves {bandwidth:.1f} GB a second")
+print(f"a layer needs {corner:.0f} MACs a byte to keep the multipliers busy")
+
+# %%
+def intensity(row, form):
+    return row[3][form] / moved[row[0]][form]        # MACs a byte
+
+
+figure = Figure(figsize=(7.5, 4.4))
+axes = figure.subplots()
+ends = sorted(intensity(row, form) for row in rows for form in COLOURS)
+x = sorted([ends[0] / 2, corner, ends[-1] * 2])
+axes.plot(x, [min(peak, bandwidth * i) for i in x], color="black", linewidth=1.8, label="roof")
+dots(axes, intensity, lambda row, form: row[3][form] / row[4][form] / 1e6)
+axes.set(xlabel="MACs a byte", ylabel="billion MACs a second")
+plots.show(
+    figure,
+    alt=f"A roofline. The roof rises to {peak:.0f} billion MACs a second at {corner:.0f} MACs a "
+    "byte and is flat from there. Most pairs lie to the left of their dense layer.",
+)
+
+# %% [markdown]
+# **Explain.** This is a **roofline** (Williams et al., 2009). Under the rising part, data is the
+# limit; under the flat part, multiplication. Most pairs lie further left than their dense layer.
+# (The last layers are the exception: they move more weights than images, and the weights do shrink
+# to a third.) A dot below the roof loses time elsewhere: in starting the layer, in rearranging its
+# data. A dot can lie above the rising part if its data is still in a cache, which is faster than
+# the memory that you measured.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+left_of = [intensity(r, form) < intensity(r, "dense") for r in rows for form in list(COLOURS)[1:]]
+assert sum(left_of) > 0.5 * len(left_of)                      # "Most pairs lie further left"
+assert all(intensity(chosen, form) < 0.8 * intensity(chosen, "dense") for form in list(COLOURS)[1:])
+assert moved[chosen[0]]["channel"] > 0.45 * moved[chosen[0]]["dense"]       # "No."
+assert peak > 0 and bandwidth > 0
+
+# %% [markdown]
+# ## 5. Does the rank matter to the last digit?
+#
+# Processors multiply 8 or 16 numbers at a time. If 16 is the block, rank 33 may need as many blocks
+# as rank 48: the time would climb in **steps**.
+#
+# **Predict.** Measure ranks around the multiples of 16. Do you see a staircase, or a straight line?
+
+# %%
+layer, x = chosen[1]["dense"], chosen[2]
+blocks = range(16, layer.out_channels * 5 // 8 + 1, 16)
+ranks = sorted({rank + step for rank in blocks for step in (-1, 0, 1, 8)})
+versions = {str(rank): layers.blank(layer, "channel", rank, None) for rank in ranks}
+ms = compare_latency({"dense": layer, **versions}, x, 8, runs=3 if quick else 7)
+
+# %%
+figure = Figure()
+axes = figure.subplots()
+axes.plot(ranks, [ms[str(rank)] for rank in ranks], "o-", label="channel form")
+axes.axhline(ms["dense"], color=plots.GREY, linestyle=":", linewidth=1.5, label="dense")
+axes.set(xlabel="rank", ylabel="ms, 8 images", xticks=list(blocks), ylim=(0, None))
+axes.legend()
+plots.show(
+    figure,
+    alt=f"Time of one layer against its rank, from {ms[str(ranks[0])]:.1f} ms at rank {ranks[0]} to "
+    f"{ms[str(ranks[-1])]:.1f} ms at rank {ranks[-1]}; dense {ms['dense']:.1f} ms.",
+)
+more = median(ms[str(r + 1)] / ms[str(r)] - 1 for r in blocks)
+fewer = median(1 - ms[str(r - 1)] / ms[str(r)] for r in blocks)
+print(f"one rank more than a multiple of 16 costs {more:+.0%}, one rank fewer saves {fewer:+.0%}")
+
+# %% [markdown]
+# **Explain.** If one more costs clearly more than one fewer saves, your machine has steps, and a
+# rank just above a step wastes time. If both are small, it has none that matter here. `compress`
+# takes multiples of 8 in either case: that gives away at most 7 ranks, and is never just above a
+# step of 8.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+from lowrank_course.ranks import candidate_ranks  # noqa: E402
+
+assert all(rank % 8 == 0 for rank in candidate_ranks(128))
+assert len(ranks) >= 4 and min(ms.values()) > 0
+
+# %% [markdown]
+# ## 6. Batch, format, folding
+#
+# Three things that cost no accuracy:
+#
+# - **batch size**: many images at once share what it takes to start a layer and fetch its weights;
+# - **`channels_last`**: all channels of a pixel lie side by side in memory, which suits 1 × 1
+#   convolutions;
+# - **folding**: in `eval()` mode a batch norm only scales and shifts each channel. Both can go into
+#   the weights of the layer before it.
+#
+# Here is the last one by hand. With the stored mean $\mu$ and variance $v$, scale $\gamma$ and shift
+# $\beta$:
+#
+# $$\gamma\,\frac{Wx - \mu}{\sqrt{v + \epsilon}} + \beta = (sW)\,x + (\beta - s\mu),
+# \qquad s = \frac{\gamma}{\sqrt{v + \epsilon}}$$
+
+# %%
+conv, norm = dense.conv1, dense.bn1
+s = norm.weight / (norm.running_var + norm.eps).sqrt()          # (O,)
+folded_conv = nn.Conv2d(3, len(s), 7, stride=2, padding=3)
+folded_conv.weight.data = s[:, None, None, None] * conv.weight
+folded_conv.bias.data = norm.bias - s * norm.running_mean
+
+folded = fold_batch_norms(dense, batch)
+same_layer = torch.allclose(folded_conv(batch), norm(conv(batch)), atol=1e-4)
+same_course = torch.allclose(folded_conv.weight, folded.conv1.weight, atol=1e-5)
+same_answers = bool((folded(batch).argmax(1) == dense(batch).argmax(1)).all())
+print(f"same as before: {same_layer}, as the course's: {same_course}, answers: {same_answers}")
+
+# %% [markdown]
+# **Predict.** Which of the two networks gains more from each step? Both get the same treatment:
+# **a fast compressed network against a careless dense one proves nothing.**
+
+# %%
+def steps(model):
+    """The model as it is, then with each step added to those before."""
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    return {"as it is": model, "channels_last": last, "and folded": fold_batch_norms(last, batch)}
+
+
+both = {(n, step): m for n, net in networks.items() for step, m in steps(net).items()}
+many = 8 if quick else 32
+per_image = {}                                       # ms for one image
+for count in (1, many):
+    found = compare_latency(both, batch, count, runs=3)
+    per_image[count] = {key: value / count for key, value in found.items()}
+
+# %%
+figure = Figure(figsize=(9, 3.8))
+for axes, (count, found) in zip(figure.subplots(1, 2), per_image.items(), strict=True):
+    for shift, name, colour in ((-0.2, "dense", plots.GREY), (0.2, "thin", plots.COLOURS[0])):
+        heights = [value for key, value in found.items() if key[0] == name]
+        places = [place + shift for place in range(3)]
+        drawn = axes.bar(places, heights, 0.38, color=colour, label=name)
+        axes.bar_label(drawn, fmt="%.1f", fontsize=11)
+    axes.set(title=f"batch {count}", ylabel="ms for one image")
+    axes.set_xticks(range(3), ["as it is", "channels\nlast", "and\nfolded"])
+    axes.grid(False)
+figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+said = [f"{c}: dense {f['dense', 'as it is']:.1f} to {f['dense', 'and folded']:.1f} ms, thin "
+        f"{f['thin', 'as it is']:.1f} to {f['thin', 'and folded']:.1f} ms"
+        for c, f in per_image.items()]
+plots.show(figure, alt="Time for one image after each step, at batch " + "; at batch ".join(said))
+
+# %%
+for count, found in per_image.items():
+    line = [f"{found['thin', step] / found['dense', step]:.0%} {step}" for step in steps(thin)]
+    print(f"batch {count:2}: thin takes " + ", ".join(line) + " of dense")
+
+# %% [markdown]
+# **Explain.** Read the last line of each batch size: that is the honest comparison, both networks
+# at their best. Choose the batch size of your real use. A phone reads one picture at a time, an
+# archive many.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+assert same_layer and same_course and same_answers
+assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+assert all(value > 0 for found in per_image.values() for value in found.values())
+
+# %% [markdown]
+# ## 7. Compile it
+#
+# `torch.compile` writes a program for the whole network and can join neighbouring steps, so that
+# less data goes to memory and back. On a CPU it needs a C++ compiler, and most of a minute. So take
+# only one stage of the network.
+
+# %%
+stage_in = torch.randn(8, *layer_shapes(dense, batch)["layer2.0.conv1"][0][0][1:])
+stages = {name: both[name, "and folded"].layer2 for name in networks}
+if shutil.which("g++") is None or quick:
+    print("Skipped: no C++ compiler here, or this is a quick test.")
+else:
+    try:
+        for name in networks:
+            stages[f"{name}, compiled"] = torch.compile(stages[name])
+            stages[f"{name}, compiled"](stage_in)    # compiles now
+        for name, value in compare_latency(stages, stage_in, 8, runs=5).items():
+            print(f"{name:15} {value:7.2f} ms for layer2")
+    except Exception as error:                       # the compiler of another machine may fail
+        print(f"Skipped: torch.compile failed here ({type(error).__name__}).")
+
+# %% [markdown]
+# ## 8. Threads
+#
+# A processor has several cores, and a layer can be shared among them. Thin layers have less to
+# share.
+#
+# **Predict.** Which network gains more from a second thread?
+
+# %%
+threads = sorted({1, torch.get_num_threads(), min(2, os.cpu_count() or 1)})
+best = {name: both[name, "and folded"] for name in networks}
+for number in threads:
+    found = compare_latency(best, batch, 8, threads=number, runs=3)
+    share = found["thin"] / found["dense"]
+    print(f"{number} thread(s): dense {found['dense']:6.1f} ms, thin {found['thin']:6.1f} ms, "
+          f"{share:.0%}")
+
+# %% [markdown]
+# **Explain.** The share can change with the number of threads. So fix it, and say it: a time without
+# batch size, threads, precision and processor is not a result.
+#
+# ## 9. A budget of milliseconds
+#
+# You have seen that the worth of a cut depends on the layer and on the machine. So let the budget
+# count milliseconds. `compress(..., cost="latency")` times each kind of layer at a few ranks, as you did
+# in sections 3 and 5, and keeps the table for the next time. In the end it times the whole network:
+# layers alone do not add up to it.
+#
+# First a budget of MACs. Then ask for the time that this plan turned out to take (at most 95 % of the
+# dense network's), now as a budget of time.
+
+# %%
+photos = quick or data.find_data() == "imagenette"
+calibration = judge = None
+if photos:
+    some = {split: data.balanced_subset(data.load_images(split, network), 10)
+            for split in ("train", "holdout")}
+    calibration = data.make_loader(some["train"], size=size)
+    judge = data.make_loader(some["holdout"], size=size)
+by_macs = compress(dense, batch, budget=0.35, data=calibration)
+found = compare_latency({"dense": dense, "by MACs": by_macs}, batch, 8, runs=5)
+share = found["by MACs"] / found["dense"]
+print(f"35 % of the MACs take {share:.0%} of the time")
+
+# %%
+try:
+    form = "channel" if quick else "auto"
+    by_time = compress(dense, batch, min(0.95, share), "latency", form, calibration)
+except ValueError as error:                          # what can be reached, the message says
+    print(error)
+    by_time = by_macs
+print(*str(by_time.plan).splitlines()[:8], "...", sep="\n")
+
+# %% [markdown]
+# `before` and `after` are milliseconds now, for all 8 images. A dash is a layer that stays dense.
+#
+# **Predict.** Which layers does the second plan leave dense that the first one cuts?
+
+# %%
+def cut(model):
+    return {row.name for row in model.plan if row.form != "dense"}
+
+
+print("cut only under the budget of MACs:", *sorted(cut(by_macs) - cut(by_time)))
+print("cut only under the budget of time:", *sorted(cut(by_time) - cut(by_macs)))
+plans = {"dense": dense, "by MACs": by_macs, "by time": by_time}
+found = compare_latency(plans, batch, 8, runs=5)
+for name, model in plans.items():
+    accuracy = f", top-1 {evaluate(model, judge):.0f} %" if photos else ""
+    part = count_macs(model, batch) / count_macs(dense, batch)
+    print(f"{name:8} {part:4.0%} of the MACs, {found[name] / found['dense']:4.0%} of the time{accuracy}")
+
+# %% [markdown]
+# **Explain.** At about the same time the second plan may keep more MACs: it spends them where they
+# are cheap. (So few images say little about the accuracy; [chapter 08](08_retraining.ipynb) shows how
+# to judge.)
+#
+# You can do the same by hand: time each layer of a plan against its dense version, and give back
+# those that did not get faster.
+
+# %%
+plan, slower = by_macs.plan, []
+for name, versions, x, _, _ in rows:
+    ours = by_macs.get_submodule(name)
+    times = compare_latency({"dense": versions["dense"], "ours": ours}, x, 8, runs=3)
+    if name in cut(by_macs) and times["ours"] >= times["dense"]:
+        slower.append(name)
+        plan = plan.edit(name, "dense")
+print("not faster by itself:", *(slower or ["none"]))
+edited = apply(dense, batch, plan, data=calibration) if slower else by_macs
+print(f"after the edit {len(cut(edited))} layers are cut, before {len(cut(by_macs))}")
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+assert count_macs(by_macs, batch) <= 0.35 * count_macs(dense, batch)
+assert len(cut(edited)) == len(cut(by_macs)) - len(slower)
+assert by_time is by_macs or by_time.plan.cost == "latency"
+
+# %% [markdown]
+# ## 10. Where it is not faster
+#
+# The course's network for digits is tiny: images of 32 × 32 pixels, a quarter of the channels.
+#
+# **Predict.** You leave it about a third of its MACs. What happens to the time for one image?
+
+# %%
+tiny = load_resnet18("digits")
+image = torch.randn(1, 3, 32, 32)
+tiny_thin = copy.deepcopy(tiny)
+for name, layer in tiny.named_modules():
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+        replace_module(tiny_thin, tiny_thin.get_submodule(name), pair_for(layer, "channel"))
+
+part = count_macs(tiny_thin, image) / count_macs(tiny, image)
+found = paired({"dense": tiny, "thin": tiny_thin}, image, rounds=15)
+tiny_share = median(t / d for t, d in zip(found["thin"], found["dense"], strict=True))
+print(f"{part:.0%} of the MACs, {tiny_share:.0%} of the time")
+
+# %% [markdown]
+# **Explain.** Starting a layer takes some microseconds, however little it does, and now there are
+# nearly twice as many layers. Expect no gain, or a loss,
+#
+# - on small images and narrow layers, above all with one image at a time;
+# - at mild cuts: near the break-even of the MACs, the extra traffic decides;
+# - on layers that are limited by data and not by multiplication, such as 1 × 1 and grouped
+#   convolutions;
+# - on processors with many idle cores, or a GPU with a small batch.
+#
+# The file is smaller in any case. That may be reason enough, but say which of the two you promise.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+assert 0.2 < part < 0.5
+if calm:
+    assert tiny_share > part                         # the time falls less than the MACs
+def parts(m):
+    return sum(isinstance(x, nn.Conv2d) for x in m.modules())
+assert 1.7 < parts(tiny_thin) / parts(tiny) < 2      # "nearly twice as many layers"
+assert math.isfinite(tiny_share)
+
+# %% [markdown]
+# ## Recap
+#
+# 1. Warm up, take turns, compare within each round, take the median.
+# 2. MACs are not milliseconds: a pair starts two layers and moves one more tensor.
+# 3. Give the dense network every treatment that the compressed one gets.
+# 4. A time needs batch size, threads, precision and processor beside it.
+# 5. Under a budget of time, measure, and leave dense what does not get faster.
+#
+# ## Check yourself
+#
+# **1.** A colleague times the dense network in the morning and the compressed one in the evening,
+# a thousand runs each. What is wrong?
+#
+# <details><summary>Answer</summary>
+# The machine may have changed in between, and a thousand runs do not mend that. Measure in turns.
+# </details>
+# <br>
+#
+# **2.** A layer has 100 million MACs and moves 2 MB. The machine multiplies 100 billion MACs and
+# moves 10 GB in a second. What limits the layer?
+#
+# <details><summary>Answer</summary>
+# Multiplying takes 1 ms, moving 0.2 ms. The intensity is 50 MACs a byte, the corner of the roof
+# lies at 10: multiplication is the limit.
+# </details>
+# <br>
+#
+# **3.** The layer of question 2 becomes a pair with a quarter of the MACs that moves 3 MB. How much
+# faster can it be at best?
+#
+# <details><summary>Answer</summary>
+# Multiplying takes 0.25 ms, moving 0.3 ms. The slower one counts, if both overlap: 0.3 ms, so 3.3
+# times as fast, not 4 times. Now data is the limit.
+# </details>
+# <br>
+#
+# **4.** "Our compressed network runs 2.5 times as fast: ours is compiled and folded." What do you ask?
+#
+# <details><summary>Answer</summary>
+# How fast is the dense network, compiled and folded, at the same batch size and number of threads?
+# </details>
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+assert 100e6 / 100e9 * 1e3 == 1 and 2e6 / 10e9 * 1e3 == 0.2 and 100e6 / 2e6 == 50
+assert 25e6 / 100e9 * 1e3 == 0.25 and 3e6 / 10e9 * 1e3 == 0.3 and round(1 / 0.3, 1) == 3.3
+
+# %% [markdown]
+# ## Now you
+#
+# - In section 2, change the share from a third to 0.8. From which share on is nothing gained on your
+#   machine?
+# - In section 5, take batch 1 (`x[:1]`) instead of 8. Do the steps stay where they were?
+# - Run the notebook again while another program is busy. Which figures move, and which stay?
+#
+# **The way on.** Chapter 11, the capstone, lets you use all of this on a network of your own.
+# How the layers are split stands in [05, factorizing for real](05_factorizing.ipynb).
+#
+# ## References
+#
+# - S. Williams, A. Waterman and D. Patterson, *Roofline: an insightful visual performance model for
+#   multicore architectures*, Communications of the ACM, 2009.
+# - N. Ma, X. Zhang, H.-T. Zheng and J. Sun, *ShuffleNet V2: practical guidelines for efficient CNN
+#   architecture design*, ECCV, 2018. (MACs against measured speed)
+# - T.-J. Yang, A. Howard, B. Chen, X. Zhang, A. Go, M. Sandler, V. Sze and H. Adam, *NetAdapt:
+#   platform-aware neural network adaptation for mobile applications*, ECCV, 2018. (a budget of
+#   measured time)
+# - J. Ansel et al., *PyTorch 2: faster machine learning through dynamic Python bytecode
+#   transformation and graph compilation*, ASPLOS, 2024. (`torch.compile`)
