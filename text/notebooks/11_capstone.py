@@ -1,0 +1,537 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 11 · Capstone
+#
+# **The question:** What can you do with your own network?
+#
+# You choose a network and a budget. One function measures what you made of it, and a picture shows
+# it among the course's own results. First a worked example takes you all the way; then one cell is
+# yours.
+#
+# **After this chapter you can**
+#
+# - compress a network of your choice under a budget, and score it;
+# - read the plan, change it, and apply it again;
+# - save, load and export the result;
+# - write a report whose claims hold.
+#
+# **You need:** [chapter 05](05_factorizing.ipynb) and [chapter 08](08_retraining.ipynb). Chapter 10
+# explains the times.
+#
+# **Time:** 25 minutes to read, about 2 minutes to run.
+
+# %%
+import importlib.util
+
+if importlib.util.find_spec("lowrank_course") is None:  # on Colab, in a copy of the course
+    print("Installing the course's package")
+    # %pip install --quiet --no-deps .. tensorly
+
+# %%
+import copy
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+import torchvision
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+from torch import nn
+
+from lowrank_course import compress, data, fine_tune, load_resnet18, plots
+from lowrank_course.compress import apply, fold_batch_norms
+from lowrank_course.measure import compare_latency, count_macs, count_parameters, file_mb
+from lowrank_course.plan import load_compressed, save_compressed
+from lowrank_course.train import answers
+
+plots.style()
+quick = os.environ.get("LOWRANK_PROFILE") == "smoke"
+_ = torch.manual_seed(0)
+
+# %% [markdown]
+# ## 1. Choose a budget card
+#
+# A card says what your network may cost, as shares of its own dense network. MACs
+# (multiply-accumulates) and parameters are counted, so they are limits. Speed is measured, and
+# depends on the machine: it is a goal.
+
+# %%
+CARDS = {
+    "light": {"MACs": 0.50, "parameters": 0.45, "speed": 1.3},
+    "standard": {"MACs": 0.25, "parameters": 0.12, "speed": 1.8},
+    "extreme": {"MACs": 0.15, "parameters": 0.05, "speed": 2.5},
+}
+card = CARDS["light"]
+print(card)
+
+# %% [markdown]
+# The worked example takes the light card, because it can be reached without long training. The
+# standard card is the real task: few networks keep their accuracy there unless you train on.
+#
+# ## 2. The judge
+#
+# Three kinds of images, as in [chapter 08](08_retraining.ipynb): **train** to calibrate and to
+# fine-tune, **holdout** for every choice, **val** once at the end. Without the photographs of
+# Imagenette, the handwritten digits take their place. The numbers change, the text holds.
+
+# %%
+name = data.find_data()
+dense = load_resnet18(name)
+size = dense.evaluation_size                         # pixels
+each = 10 if quick else 15                           # images of each class
+sets = {
+    "train": data.balanced_subset(data.load_images("train", name), each),
+    "holdout": data.balanced_subset(data.load_images("holdout", name), 10 if quick else each),
+    "val": data.balanced_subset(data.load_images("val", name), each),
+}
+loaders = {split: data.make_loader(images, size=size) for split, images in sets.items()}
+example = next(iter(loaders["holdout"]))[0][:8]      # (8, 3, H, W)
+print(name, size, "px,", {split: len(images) for split, images in sets.items()}, "images")
+
+# %% [markdown]
+# The score is one function. It measures both networks in the same way and on the same images:
+# accuracy, cost, and time in turns (chapter 10).
+#
+# **The score is the accuracy in percent if every limit is kept, else 0.** So nobody can trade a
+# missed limit for a point of accuracy.
+
+# %%
+def score(small, dense, card, loader, example):
+    """Accuracy, and costs as shares of the dense network's; `score` is 0 if a limit is missed."""
+    right = {"dense": answers(dense, loader), "small": answers(small, loader)}        # (N,) bool
+    ms = compare_latency({"dense": dense, "small": small}, example, len(example), runs=5)
+    result = {
+        "top-1": 100 * float(right["small"].float().mean()),
+        "dense top-1": 100 * float(right["dense"].float().mean()),
+        "images": len(right["small"]),
+        "MACs": count_macs(small, example) / count_macs(dense, example),
+        "parameters": count_parameters(small) / count_parameters(dense),
+        "speed": ms["dense"] / ms["small"],
+        "lost": int((right["dense"] & ~right["small"]).sum()),       # only dense is right
+        "won": int((~right["dense"] & right["small"]).sum()),        # only small is right
+    }
+    kept = all(result[limit] <= card[limit] for limit in ("MACs", "parameters"))
+    return {**result, "score": result["top-1"] if kept else 0.0}
+
+
+# %%
+def show(title, result, card):
+    print(f"{title}: score {result['score']:.1f}  (top-1 {result['top-1']:.1f} % on "
+          f"{result['images']} images, dense {result['dense top-1']:.1f} %)")
+    for limit in ("MACs", "parameters"):
+        verdict = "kept" if result[limit] <= card[limit] else "MISSED"
+        print(f"   {limit:10} {result[limit]:5.1%} of {card[limit]:.0%}: {verdict}")
+    reached = "reached" if result["speed"] >= card["speed"] else "not reached"
+    print(f"   {'speed':10} {result['speed']:4.1f}x, goal {card['speed']}x: {reached} here")
+
+
+# %% [markdown]
+# A score function must itself be tested. Two networks have known scores: the dense one keeps its
+# accuracy and misses every limit, and a network that always gives the same answer is right for one
+# image in ten.
+#
+# **Predict.** What are their scores?
+
+# %%
+lazy = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
+nn.init.zeros_(lazy[2].weight)
+known = {
+    "dense": score(dense, dense, card, loaders["holdout"], example),
+    "lazy": score(lazy, dense, card, loaders["holdout"], example),
+}
+for title, result in known.items():
+    show(title, result, card)
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+assert known["dense"]["score"] == 0 and known["dense"]["MACs"] == 1
+assert known["dense"]["lost"] == known["dense"]["won"] == 0
+assert abs(known["lazy"]["score"] - 10) < 1e-3                # "one image in ten"
+
+# %% [markdown]
+# ## 3. A worked example
+#
+# **Compress.** `compress` takes one budget, a card has several. Ask for the MACs first and look at
+# what that does to the parameters. If it misses a limit, ask for that one instead
+# (`cost="params"`), or for fewer MACs.
+
+# %%
+first = compress(dense, example, budget=card["MACs"], data=loaders["train"])
+results = {"first plan": score(first, dense, card, loaders["holdout"], example)}
+show("first plan", results["first plan"], card)
+
+# %% [markdown]
+# **Read the plan.** Sort the layers by `error`, the harm that `compress` expects from the cut. The
+# worst layers are where a change pays most.
+
+# %%
+worst = sorted((row for row in first.plan if row.rank), key=lambda row: -row.error)
+print("layer               form    rank   error   share of the MACs saved")
+saved = sum(row.before - row.after for row in first.plan)
+for row in worst[:5]:
+    share = (row.before - row.after) / saved
+    print(f"{row.name:19} {row.form:8} {row.rank!s:>3} {row.error:7.4f} {share:9.0%}")
+
+# %% [markdown]
+# **Edit it.** Give the worst layer its dense form back, and take the MACs from elsewhere: ask for a
+# slightly lower budget first. `plan.edit` changes one line, `apply` builds the network anew.
+#
+# **Predict.** Does your hand choose better than `compress`?
+
+# %%
+lower = compress(dense, example, budget=0.9 * card["MACs"], data=loaders["train"])
+harm = {row.name: row.error for row in lower.plan}
+room = card["MACs"] * count_macs(dense, example) - count_macs(lower, example)
+fits = [r for r in lower.plan if r.rank and r.before - r.after <= room]
+plan = lower.plan
+if fits:
+    target = max(fits, key=lambda row: row.error).name
+    plan = plan.edit(target, "dense")
+    print(f"{target} stays dense; its error was {harm[target]:.4f}")
+edited = apply(dense, example, plan, data=loaders["train"])
+results["edited plan"] = score(edited, dense, card, loaders["holdout"], example)
+show("edited plan", results["edited plan"], card)
+
+
+# %% [markdown]
+# **Compare.** Both were judged on the same held-out images. McNemar's test asks whether the images
+# on which they differ could have fallen as coins do.
+
+# %%
+def p_value(a, b, loader):
+    """McNemar's exact test of two networks on the same images."""
+    a, b = answers(a, loader), answers(b, loader)
+    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
+    return binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+
+
+p = p_value(first, edited, loaders["holdout"])
+print(f"p-value {p:.2f}:", "a difference" if p < 0.05 else "the same, as far as these images show")
+expected = {n: sum(r.error for r in m.plan) for n, m in (("first", first), ("edited", edited))}
+print("harm that the plans expect:", {n: f"{value:.4f}" for n, value in expected.items()})
+
+# %% [markdown]
+# **Explain.** With so few images you can seldom tell. Then keep the plan that expects less harm.
+# Edit by hand when you know something that `compress` does not: a layer that another program needs,
+# a rank that your hardware likes, a layer that did not get faster.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+for result in results.values():
+    assert result["MACs"] <= card["MACs"] + 1e-9
+assert all(value >= 0 for value in expected.values()) and 0 <= p <= 1
+assert not fits or {r.name: r.form for r in edited.plan}[target] == "dense"
+
+# %% [markdown]
+# **Train on.** And give the dense network the same: the same images, the same epochs, the same
+# teacher. Otherwise you cannot say what the training did and what the compression did.
+#
+# This live training is very short; [chapter 08](08_retraining.ipynb) shows what a longer one
+# brings.
+
+# %%
+chosen = min((first, edited), key=lambda m: sum(row.error for row in m.plan))
+tuned, control = copy.deepcopy(chosen), copy.deepcopy(dense)
+for network in (tuned, control):
+    fine_tune(network, dense, sets["train"], 1, size, learning_rate=0.003, batch_size=32)
+    network.eval()
+
+# %%
+holdout = loaders["holdout"]
+results["tuned"] = score(tuned, dense, card, holdout, example)
+control_top1 = 100 * float(answers(control, holdout).float().mean())
+show("tuned", results["tuned"], card)
+print(f"control, the dense network trained on: {control_top1:.1f} %")
+final = tuned if results["tuned"]["top-1"] >= results["first plan"]["top-1"] else chosen
+print("kept:", "the tuned network" if final is tuned else "the network before the training")
+
+# %% [markdown]
+# ## 4. Save, load, export
+#
+# `save_compressed` writes tensors and plan into one file, without pickle, so that loading it runs
+# no foreign code. `load_compressed` needs a dense network of the same kind, with any weights.
+
+# %%
+folder = Path(tempfile.mkdtemp())
+save_compressed(final, folder / "mine.safetensors")
+fresh = copy.deepcopy(dense)
+nn.init.zeros_(fresh.fc.weight)                # any weights will do
+loaded = load_compressed(folder / "mine.safetensors", fresh)
+with torch.no_grad():
+    same = torch.allclose(loaded(example), final(example), rtol=1e-4, atol=1e-4)
+print("same answers after loading:", same)
+print(f"file: {(folder / 'mine.safetensors').stat().st_size / 1e6:.2f} MB, dense "
+      f"{file_mb(dense):.2f} MB")
+
+# %% [markdown]
+# To run without this course's package, fold the batch norms and export. `torch.export` records the
+# network as one graph of operations, for any batch size.
+
+# %%
+ready = fold_batch_norms(loaded, example)
+batches = {0: torch.export.Dim("batch", min=1, max=1024)}
+program = torch.export.export(ready, (example,), dynamic_shapes=(batches,))
+torch.export.save(program, folder / "mine.pt2")
+again = torch.export.load(folder / "mine.pt2").module()
+with torch.no_grad():
+    difference = (again(example[:3]) - final(example[:3])).abs().max()
+    scale = final(example[:3]).abs().max()
+print(f"largest difference after export: {float(difference / scale):.1e} of the largest output")
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+assert same
+assert float(difference / scale) < 1e-3
+assert (folder / "mine.safetensors").stat().st_size < 1e6 * file_mb(dense)
+assert results["tuned"]["MACs"] <= card["MACs"] + 1e-9
+
+# %% [markdown]
+# ## 5. Any network
+#
+# `compress` takes other networks as well. Here is a MobileNetV2 of `torchvision`, a network that
+# was designed to be small. Its weights are random, so its accuracy would mean nothing; but costs,
+# plan and errors work as ever.
+#
+# **Predict.** Can it go to half of its MACs? To a twentieth?
+
+# %%
+mobile = torchvision.models.mobilenet_v2(weights=None, num_classes=10).eval()
+picture = torch.randn(1, 3, 64, 64)
+half = compress(mobile, picture, budget=0.5)
+print(f"half: {count_macs(half, picture) / count_macs(mobile, picture):.0%} of the MACs are left")
+try:
+    compress(mobile, picture, budget=0.05)
+except ValueError as error:
+    print("a twentieth:", error)
+
+# %%
+reasons = {}
+for row in half.plan:
+    why = row.reason.split("(")[0].strip() or ("cut" if row.rank else "dense, not worth it")
+    reasons[why] = reasons.get(why, 0) + 1
+for why, number in sorted(reasons.items(), key=lambda item: -item[1]):
+    print(f"{number:3} layers: {why}")
+
+# %% [markdown]
+# **Explain.** A grouped convolution is left dense, and the plan says so. A budget out of reach is
+# an error that names the least one. Networks such as this one have little left to take: start with
+# a larger one if you can choose.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+assert count_macs(half, picture) <= 0.5 * count_macs(mobile, picture)
+assert any("grouped" in why for why in reasons) and reasons["cut"] > 10
+
+# %% [markdown]
+# ## 6. Your turn
+#
+# **This cell is yours.** Put your network and your images in. Loaders give pairs (images, labels),
+# scaled as your network expects; `train` needs about a thousand images, `holdout` and `test` as
+# many as you have. Leave the `None` where it stands, and the worked example takes its place.
+
+# %%
+my_name = "worked example"                           # a name for the picture
+my_dense = None                                      # your trained network, an nn.Module
+my_train = my_holdout = my_test = None               # your loaders
+my_card = CARDS["light"]                             # "light", "standard" or "extreme"
+
+
+def my_way(network, pictures):
+    """Compress it your way. Choices only on my_holdout; my_test is looked at once, below."""
+    return compress(network, pictures, budget=my_card["MACs"], data=my_train)
+
+
+# %%
+if my_dense is None:
+    my_dense, (my_train, my_holdout, my_test) = dense, loaders.values()
+    mine = final
+else:
+    my_dense = my_dense.eval()
+    mine = my_way(my_dense, next(iter(my_holdout))[0][:8])
+my_example = next(iter(my_holdout))[0][:8]
+my_result = score(mine, my_dense, my_card, my_holdout, my_example)
+show(my_name, my_result, my_card)
+
+# %% [markdown]
+# Are you content? Then no more choices, and look at the test images. **Once.**
+
+# %%
+my_final = score(mine, my_dense, my_card, my_test, my_example)
+my_p = p_value(mine, my_dense, my_test)
+show(f"{my_name}, final", my_final, my_card)
+print(f"only dense right {my_final['lost']}, only small right {my_final['won']}, p {my_p:.3f}")
+
+# %% [markdown]
+# ## 7. Your point among the others
+#
+# The reference points come from the course's recorded runs on all validation images of Imagenette,
+# and from the popular recipe: it reports 64.79 % and keeps all MACs and parameters (chapter 00).
+#
+# **Predict.** Where will your point lie: above the line between the recorded points, or below?
+
+# %%
+points = {"popular recipe": (100, 100, 64.79)}       # MACs %, parameters %, top-1 %
+for path in sorted(Path("../results").glob("demo-full*.json")):
+    record = json.loads(path.read_text())
+    base = record["rows"][0]
+    for row in record["rows"]:
+        shares = [100 * row[key] / base[key] for key in ("macs", "parameters")]
+        points[f"course: {row['network']}"] = (*shares, row["accuracy"])
+points["your dense network"] = (100, 100, my_final["dense top-1"])
+mine_at = (100 * my_final["MACs"], 100 * my_final["parameters"], my_final["top-1"])
+points[f"yours: {my_name}"] = mine_at
+for title, (macs, parameters, top1) in points.items():
+    print(f"{title:24} {macs:5.0f} % MACs {parameters:5.0f} % parameters {top1:6.1f} % top-1")
+
+# %%
+def look(title):
+    """Marker and colour of a point; the course's stages keep their colour everywhere."""
+    stage = title.removeprefix("course: ")
+    if stage in plots.STAGE:
+        return "sDo^"[list(plots.STAGE).index(stage)], plots.STAGE[stage], 9
+    if title == "popular recipe":
+        return "v", plots.PALETTE["purple"], 9
+    return ("p", "black", 9) if title == "your dense network" else ("*", "black", 17)
+
+
+error = (my_final["top-1"] * (100 - my_final["top-1"]) / my_final["images"]) ** 0.5
+
+# %%
+figure = Figure(figsize=(9.5, 4.4))
+for place, (axes, cost) in enumerate(zip(figure.subplots(1, 2, sharey=True), ("MACs", "parameters"),
+                                         strict=True)):
+    for title, point in points.items():
+        mark, colour, large = look(title)
+        axes.plot(point[place], point[2], mark, color=colour, markersize=large, label=title)
+    axes.errorbar(mine_at[place], mine_at[2], error, color="black", capsize=4)
+    axes.axvline(100 * my_card[cost], color=plots.GREY, linestyle=":", linewidth=1.5)
+    axes.set(xlabel=f"{cost} kept (%)", xlim=(0, 105))
+figure.axes[0].set_ylabel("top-1 (%)")
+figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+plots.show(
+    figure,
+    alt=f"Accuracy against MACs and parameters. Your point: {mine_at[0]:.0f} % of the MACs, "
+    f"{mine_at[1]:.0f} % of the parameters, {mine_at[2]:.0f} % top-1, among {len(points) - 1} "
+    "reference points. Dotted lines mark the limits of the card.",
+)
+
+# %% [markdown]
+# **Explain.** Further up and further left is better. The bar is one standard error. Points of other
+# data sets or other images cannot be compared by their height: compare what each lost against its
+# own dense network. To beat the course, come closer to your dense network at the same cost.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+assert points["popular recipe"] == (100, 100, 64.79)
+assert 0 <= my_final["top-1"] <= 100 and 0 <= my_p <= 1
+if (record_path := Path("../results/demo-full.json")).exists():
+    assert json.loads(record_path.read_text())["data"]["evaluated"] == data.COUNTS["val"]
+if mine is final:
+    assert my_final["MACs"] <= CARDS["light"]["MACs"] + 1e-9
+    assert my_final["top-1"] > 0.6 * my_final["dense top-1"]
+
+# %% [markdown]
+# ## 8. The report
+#
+# A claim is honest if a sceptic can check it. Answer each line with yes before you publish:
+#
+# - the two networks answered the **same** images, and you tested the difference (McNemar);
+# - ranks, epochs and learning rates were chosen on **held-out training** images;
+# - the test images were looked at **once**;
+# - the **dense** network got the same extra training and the same treatment for speed;
+# - three seeds, if you claim something of a *way of training*;
+# - batch size, threads, precision and processor stand beside each time.
+
+# %%
+def report(title, result, p, card):
+    gap = result["top-1"] - result["dense top-1"]
+    verdict = "differs from the dense one" if p < 0.05 else "shows no difference to the dense one"
+    limits = {limit: result[limit] <= card[limit] for limit in ("MACs", "parameters")}
+    threads, version = torch.get_num_threads(), torch.__version__.split("+")[0]
+    return f"""# {title}
+
+**Claim.** With {result["MACs"]:.0%} of the MACs and {result["parameters"]:.0%} of the parameters
+it has {result["top-1"]:.1f} % top-1, dense {result["dense top-1"]:.1f} % ({gap:+.1f} points) on
+{result["images"]} images. On these it {verdict} (McNemar, p = {p:.3f}).
+**Card.** {limits}
+**Speed.** {result["speed"]:.2f} times the dense network, batch 8, {threads} threads, float32,
+medians of runs in turns, torch {version}, processor: ...
+**Chosen on.** held-out training images: ...      **Seeds.** ...
+**Dense network with the same extra training.** ...
+**What did not work.** ..."""
+
+
+print(report(my_name, my_final, my_p, my_card))
+
+# %% [markdown]
+# The dots are yours to fill in. Do not leave out the last line: what did not work saves the next
+# reader a day.
+#
+# ## Recap
+#
+# 1. Fix the budget and the judge before you start; a missed limit scores nothing.
+# 2. The plan is a table: read it, edit one line, apply it.
+# 3. Train the dense network on as well, or do not speak of what training won.
+# 4. Save without pickle, fold for inference, export to run elsewhere.
+# 5. Choose on held-out images, look at the test images once, and report what failed.
+#
+# ## Check yourself
+#
+# **1.** Why does the score give nothing to a network that misses its limit by a little?
+#
+# <details><summary>Answer</summary>
+# Otherwise a little more cost always buys a little more accuracy, and two scores could not be
+# compared.
+# </details>
+# <br>
+#
+# **2.** You try six plans on the holdout images and take the best, 91 %. On the test images it has
+# 89 %. What happened?
+#
+# <details><summary>Answer</summary>
+# Perhaps nothing: the best of six looks better than it is, and few images scatter. Report 89 %.
+# </details>
+# <br>
+#
+# **3.** Your compressed network, trained on, beats the dense one by a point. Is compression good
+# for accuracy?
+#
+# <details><summary>Answer</summary>
+# You do not know until the dense network gets the same extra training, with three seeds each.
+# </details>
+# <br>
+#
+# **4.** A colleague sends you a network as a pickle file. What speaks against opening it?
+#
+# <details><summary>Answer</summary>
+# Loading a pickle can run any code. A `safetensors` file holds numbers and text only.
+# </details>
+#
+# ## Now you
+#
+# - Take the standard card with the shipped network. `cost="params"` helps with its parameters; then
+#   fine-tune for as long as you can.
+# - Bring a network of your own, and send us your report: what you chose, what it scored, and what
+#   did not work.
+#
+# **The way on.** You have reached the end of the story. The appendix asks where else the idea
+# lives; [chapter 00](00_start_here.ipynb) shows where it began.
+#
+# ## References
+#
+# - M. Mitchell et al., *Model cards for model reporting*, FAccT, 2019. (what a report should hold)
+# - M. Sandler, A. Howard, M. Zhu, A. Zhmoginov and L.-C. Chen, *MobileNetV2: inverted residuals and
+#   linear bottlenecks*, CVPR, 2018.
+# - Q. McNemar, *Note on the sampling error of the difference between correlated proportions or
+#   percentages*, Psychometrika, 1947.
+# - D. Blalock, J. J. Gonzalez Ortiz, J. Frankle and J. Guttag, *What is the state of neural network
+#   pruning?*, MLSys, 2020. (why results so often cannot be compared)
