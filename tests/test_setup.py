@@ -95,7 +95,7 @@ def test_the_module_stays_short():
     assert not [file.name for file, text in texts.items() if len(text.splitlines()) > 300]
     # To read, not to scroll: docstrings, comments and blank lines help and do not count.
     total = sum(code_lines(text) for file, text in texts.items() if file.parent.name != "checks")
-    assert total < 2500
+    assert total < 2600
 
 
 def code_lines(text: str) -> int:
