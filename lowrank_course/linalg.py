@@ -70,6 +70,22 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return U[:, :rank], S[:rank], Vh[:rank]
 
 
+def gram_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin U, S, Vh, largest first, from the eigenvectors of matrix @ matrix^T: far faster.
+
+    U diag(S) Vh equals the matrix as exactly as `torch.linalg.svd` would give it, but of singular
+    values below the root of eps (1e-8 of the largest in float64) only the size is right.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        V, S, Uh = gram_svd(matrix.mT)
+        return Uh.mT, S, V.mT
+    _check_matrix(matrix)
+    U = torch.linalg.eigh(matrix @ matrix.mT)[1]
+    rows = U.mT @ matrix  # S Vh
+    S, order = rows.norm(dim=1).sort(descending=True)
+    return U[:, order], S, rows[order] / S.clamp(min=torch.finfo(S.dtype).tiny)[:, None]
+
+
 def low_rank(matrix: Tensor, rank: int) -> Tensor:
     """Best approximation (m, n) of rank at most `rank`, in the Frobenius and the spectral norm.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import Rank, factorise, from_factors, full_rank, layer_matrix, tucker2_from_factors
-from .linalg import hooi, matrix_root, rebalanced
+from .linalg import gram_svd, hooi, matrix_root, rebalanced
 from .ranks import candidate_ranks, errors
 
 RIDGE = 1e-3  # of the mean eigenvalue, before a root is inverted
@@ -73,7 +73,7 @@ def way(layer: nn.Conv2d | nn.Linear, form: str, known: Response | None) -> Way:
     (V, V_inverse), (R, R_inverse) = (matrix_root(part, RIDGE) for part in known.inputs[1:])
     if form == "spatial":
         M = _kron(A, V, layer_matrix(layer, form))  # (C*kh, O*kw)
-        P, S, Qh = torch.linalg.svd(_kron(H, R, M.mT).mT, full_matrices=False)
+        P, S, Qh = gram_svd(_kron(H, R, M.mT).mT)
         root = S.sqrt()
         P = _kron(A_inverse, V_inverse, P * root)
         Qh = _kron(H_inverse, R_inverse, Qh.mT * root).mT
@@ -84,7 +84,7 @@ def way(layer: nn.Conv2d | nn.Linear, form: str, known: Response | None) -> Way:
         )
     W = layer.weight.detach().to("cpu", torch.float64)
     T = torch.einsum("op,pcij,cd,ik,jl->odkl", H, W, A, V, R)  # (O, C, kh, kw)
-    spectra = [torch.linalg.svdvals(T.transpose(0, 1).flatten(1)), values.sqrt()]
+    spectra = [gram_svd(T.transpose(0, 1).flatten(1))[1], values.sqrt()]
 
     def build(rank: Rank) -> nn.Sequential:
         core, P, Q = hooi(T, rank[::-1])  # type: ignore[index]
@@ -99,9 +99,9 @@ def _by_weight(layer: nn.Conv2d | nn.Linear, form: str) -> Way:
     if form == "tucker2":
         assert isinstance(layer, nn.Conv2d)
         weight = layer.weight.detach().to("cpu", torch.float64)
-        spectra = [torch.linalg.svdvals(weight.transpose(0, i).flatten(1)) for i in (1, 0)]
+        spectra = [gram_svd(weight.transpose(0, i).flatten(1))[1] for i in (1, 0)]
         return _pairs(layer, spectra, 1.0, lambda rank: factorise(layer, form, rank))
-    U, S, Vh = torch.linalg.svd(layer_matrix(layer, form), full_matrices=False)
+    U, S, Vh = gram_svd(layer_matrix(layer, form))
     root, bias = S.sqrt(), layer._parameters["bias"]
     return _way(
         errors(S),

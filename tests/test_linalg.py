@@ -14,6 +14,7 @@ from lowrank_course.linalg import (
     break_even_rank,
     check_rank,
     energy,
+    gram_svd,
     hooi,
     low_rank,
     matrix_root,
@@ -83,6 +84,34 @@ def test_both_factors_have_the_same_size(drawn):
     torch.testing.assert_close(left @ right, low_rank(matrix, rank))
     torch.testing.assert_close(left.mT @ left, S)
     torch.testing.assert_close(right @ right.mT, S)
+
+
+@given(matrices(), st.booleans())
+def test_gram_svd_is_the_svd(drawn, low):
+    matrix, rank, _ = drawn
+    matrix = low_rank(matrix, rank) if low else matrix
+    U, S, Vh = gram_svd(matrix)
+    k = min(matrix.shape)
+    assert U.shape == (len(matrix), k) and Vh.shape == (k, matrix.shape[1])
+    largest = float(S[0])
+    np.testing.assert_allclose(
+        S, np.linalg.svd(matrix.numpy(), compute_uv=False), atol=1e-7 * largest
+    )
+    torch.testing.assert_close((U * S) @ Vh, matrix, rtol=0, atol=1e-13 * largest * k)
+    best = low_rank(matrix, rank)
+    held = error(matrix, (U[:, :rank] * S[:rank]) @ Vh[:rank])
+    assert held == pytest.approx(error(matrix, best), abs=1e-7 * largest)
+    energy(S)  # largest first, not negative
+
+
+def test_gram_svd_of_extreme_matrices():
+    U, S, Vh = gram_svd(torch.zeros(3, 5))
+    assert S.tolist() == [0, 0, 0] and torch.equal((U * S) @ Vh, torch.zeros(3, 5))
+    wide = 10.0 ** -torch.arange(12.0).double()  # singular values from 1 down to 1e-11
+    Q = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64))[0]
+    U, S, Vh = gram_svd(Q * wide)
+    torch.testing.assert_close((U * S) @ Vh, Q * wide, rtol=0, atol=1e-14)
+    torch.testing.assert_close(S[:7], wide[:7], rtol=1e-3, atol=0)
 
 
 @given(matrices())
@@ -266,6 +295,7 @@ def test_bad_ranks(rank, message):
         (lambda: hooi(torch.ones(3), (1, 1)), r"tensor has shape \(3,\): give \(O, C, ...\)"),
         (lambda: hooi(torch.ones(4, 3, 2), (5, 3)), "rank=5 exceeds 4"),
         (lambda: hooi(torch.ones(4, 3, 2), (4, 0)), "rank=0 is too small"),
+        (lambda: gram_svd(NAN), "matrix holds NaN or infinite"),
         (lambda: matrix_root(NAN), "matrix holds NaN or infinite"),
         (lambda: truncated_svd(NAN, 1), "matrix holds NaN or infinite"),
         (lambda: low_rank(NAN.nan_to_num(math.inf), 1), "matrix holds NaN or infinite"),
