@@ -48,7 +48,8 @@ def compress(
     budget : fraction of the dense network's cost to keep, in (0, 1]; 1.0 keeps the function
     cost : "macs", "params" or "latency". The last is measured, see `latency`: how long the network
         takes for all of `example` with the threads that torch has now, on this machine. A layer
-        that does not get faster stays dense. The first time for a network takes up to a minute.
+        that does not get faster stays dense. The first time takes half a minute, for large batches
+        longer; then the times are read from the cache.
     form : "channel", "spatial", "tucker2" or "auto" for convolutions. "auto" takes for each layer
         the channel or the spatial form, whichever costs less for its error.
     data : batches (images, labels) that can be read several times, about a thousand training

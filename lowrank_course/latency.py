@@ -27,8 +27,9 @@ from .plan import Layer, all_layers, replace_module
 from .ranks import Choice, candidate_ranks, global_budget
 
 KNOTS = 5  # ranks of a form that are measured
-RUNS = 5  # rounds, of which the median counts
+RUNS = 5  # rounds for a layer, of which the median counts
 TRIES = 4  # plans that are measured to meet a budget
+STEP = 1.1  # by which the saving grows, at most, from plan to plan
 NOISE = 0.01  # of the dense network's time: so far may a measured plan lie above its budget
 
 Times = dict[str, list[tuple[int, float]]]  # of each form: (rank, ms), "dense" at rank 0
@@ -92,8 +93,9 @@ def pick(
             f"{math.ceil(1000 * share) / 1000:.3f} of its latency"
         )
     for _ in range(TRIES):
-        # What the last plan saves by the prices, times what is wanted over what it really saved.
-        saving = (_sum(dense) - _sum(picked)) * min(2.0, (1 - budget) / max(1e-9, 1 - share))
+        # What the last plan saves by the prices, times what is wanted over what it really saved:
+        # but in small steps, for a busy machine measures badly.
+        saving = (_sum(dense) - _sum(picked)) * min(STEP, (1 - budget) / max(1e-9, 1 - share))
         picked = global_budget(choices, max(least, _sum(dense) - saving))
         share = _share(model, example, picked)
         if share <= budget + NOISE:
@@ -119,8 +121,7 @@ def _share(model: nn.Module, example: Tensor, picked: Mapping[str, Choice]) -> f
         for name, (form, rank) in cut.items():
             layer = small.get_submodule(name)
             small = replace_module(small, layer, _version(layer, form, rank))  # type: ignore[arg-type]
-        versions = {"dense": model, "cut": small}
-        ms = compare_latency(versions, example, len(example), runs=RUNS)
+        ms = compare_latency({"dense": model, "cut": small}, example, len(example))
         table[key] = {name: [(0, time)] for name, time in ms.items()}
         _write(table)
     return table[key]["cut"][0][1] / table[key]["dense"][0][1]

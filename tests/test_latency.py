@@ -31,7 +31,7 @@ class Stopwatch:
     def __init__(self, ms=modelled):
         self.ms, self.calls = ms, []
 
-    def __call__(self, models, example, batch_size, runs):
+    def __call__(self, models, example, batch_size, runs=9):
         assert len(example) == batch_size
         self.calls.append((dict(models), example))
         return {name: self.ms(model, example) for name, model in models.items()}
