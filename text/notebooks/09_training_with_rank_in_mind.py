@@ -853,7 +853,7 @@ if not quick:
 # %% [markdown]
 # ## 8. One look at the validation images
 #
-# All choices are made. Means over the seeds, on digits that nobody has looked at yet:
+# All choices are made. Means over the seeds, on digits that served for no choice:
 
 # %%
 val = [tensors(data.load_images("val", "digits"))]
@@ -920,7 +920,8 @@ for key in ["plain, uncut", *(f"{way}, cut by {by}" for way, by in CUT), both]:
 # good because of its factors or because of its nuclear norm. Train the nuclear norm with strengths
 # 0.02, 0.05 and 0.1, and compare all of them at rank 4, on the held-out images.
 #
-# **The way on.** Chapter 10 (coming) asks when fewer MACs become fewer milliseconds. How a cut
+# **The way on.** [Chapter 10](10_does_it_run_faster.ipynb) asks when fewer MACs become
+# fewer milliseconds. How a cut
 # network is trained on is in [08, retraining](08_retraining.ipynb); what its thin layers are, in
 # [05, factorizing for real](05_factorizing.ipynb).
 #
