@@ -271,7 +271,8 @@ def test_what_the_readme_names_is_there(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
     assert set(re.findall(r"\bmake (?=[a-z])(\w+)", "\n".join(code(text)))) <= set(targets)
-    verbs = re.findall(r"lowrank[-_]course (?=[a-z])(\w+)", "\n".join(code(text)))
+    called = r"(?:-m lowrank_course|lowrank-course) (?=[a-z])(\w+)"
+    verbs = re.findall(called, "\n".join(code(text)))
     offered = cli.parser().format_help()
     assert all(re.search(rf"^ +{verb}\b", offered, re.M) for verb in verbs), verbs
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text) + re.findall(r"`([\w/]+/)`", text)
