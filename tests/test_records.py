@@ -39,3 +39,18 @@ def test_the_picture_of_the_final_table_is_of_this_record():
     content = (ROOT / "results" / "demo-full.json").read_bytes()
     drawn_from = Image.open(ROOT / "docs" / "final_table.png").text["Source"]
     assert drawn_from == hashlib.sha256(content).hexdigest(), "run python docs/final_table.py"
+
+
+def test_compressing_is_quick_and_needs_little_memory():
+    path = ROOT / "results" / "cost.json"
+    if not path.exists():
+        pytest.skip("results/cost.json is not recorded yet: python benchmarks/cost.py")
+    run = json.loads(path.read_text(encoding="utf-8"))
+    rows = {(row["network"], row["images"]): row for row in run["rows"]}
+    largest = rows["resnet18", 1024]
+    assert (run["size"], run["machine"]["threads"]) == (128, 2)
+    assert largest["seconds"] < 45 and largest["memory_mb"] < 1536
+    seconds = [rows["resnet18", images]["seconds"] for images in (256, 512, 1024)]
+    assert seconds == sorted(seconds)
+    # No faster than linearly: twice the images, at most twice the time (and some noise).
+    assert all(b < 2.1 * a for a, b in zip(seconds[:-1], seconds[1:], strict=True))
