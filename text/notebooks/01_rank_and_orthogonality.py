@@ -134,7 +134,8 @@ print(f"angle between them, after:  {angle(A @ u, A @ v):.1f}")
 # **Explain.** They stand at right angles. And, which is less obvious, they *still* do after the
 # shear, although it has bent almost every other right angle: look at the two arrows above.
 #
-# This is no accident of the shear. Change the four numbers of $A$ and run the cells again.
+# This is no accident of the shear. Change the four numbers of $A$ and run the cells again. (Then
+# set them back: the next section goes on with the shear.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert torch.equal(A @ torch.tensor([0.0, 1.0]), A[:, 1])
@@ -155,8 +156,10 @@ for _ in range(20):
 # 2. **stretch** along the axes, each by its own factor;
 # 3. **rotate** again, to where the pair has to end.
 #
-# In symbols: $A = U \, \mathrm{diag}(S) \, V^\top$, read from the right. This is the **singular
-# value decomposition**, the SVD. The two factors in $S$ are the **singular values**.
+# In symbols: $A = U \, \mathrm{diag}(S) \, V^\top$, read from the right. ($\mathrm{diag}(S)$ has
+# the numbers of $S$ on its diagonal and 0 elsewhere. $V^\top$ is $V$ transposed: its rows are the
+# columns of $V$.) This is the **singular value decomposition**, the SVD. The two factors in $S$ are
+# the **singular values**.
 #
 # **Predict.** The next cell lets PyTorch compute them. Which two numbers do you expect?
 
@@ -257,14 +260,19 @@ print(f"angle between two of them: {angle(a, b):.2f} degrees")
 print(f"after the orthogonal one:  {angle(Q @ a, Q @ b):.2f} degrees")
 
 # %% [markdown]
-# **Explain.** The orthogonal matrix changes none of them, and no angle either. Here is why. The
-# products of all columns with all columns are the entries of $Q^\top Q$. A column with itself gives
-# its squared length, 1; two columns at right angles give 0. So
+# **Explain.** The orthogonal matrix changes no length and no angle. Here is why. The products of
+# all columns with all columns are the entries of $Q^\top Q$. A column with itself gives its squared
+# length, 1; two columns at right angles give 0. So
 #
 # $$Q^\top Q = I$$
 #
-# and lengths survive: $\|Q x\|^2 = x^\top Q^\top Q \, x = x^\top x = \|x\|^2$. How far a matrix is
-# from orthonormal columns is then one line. The package has the same function. Both agree:
+# where $I$ is the **identity**: 1 on the diagonal, 0 elsewhere, the matrix that changes nothing.
+# Write $\|x\|$ for the length of $x$. Then lengths survive, because $(Q x)^\top = x^\top Q^\top$:
+#
+# $$\|Q x\|^2 = x^\top Q^\top Q \, x = x^\top x = \|x\|^2$$
+#
+# How far a matrix is from orthonormal columns is then one line. The package has the same function.
+# Both agree:
 
 # %% tags=["nbval-check-output"]
 def orthogonality_error(Q):
@@ -446,7 +454,8 @@ print("two, one by one:   rank", independent_columns(one @ other))
 
 # %% [markdown]
 # **Explain.** All vectors must pass through two numbers in the middle, so at most two dimensions
-# come out. A product has at most the rank of its weakest factor; in a sum the ranks at most add up.
+# come out. The rank of a product is at most that of each factor. The rank of a sum is at most the
+# sum of the ranks.
 #
 # Read it backwards and you have the idea of this course: **a matrix of low rank is a product of two
 # thin ones**, and the thin ones have fewer numbers.
@@ -497,7 +506,7 @@ plots.show(
 # **Explain.** Nearly all of them. Strictly counted, rank 5 becomes full rank by rounding alone. So
 # count only what stands out from rounding errors: singular values above a **tolerance** (the dotted
 # lines), a small share of the largest one. The usual choice is max(m, n) times the rounding error
-# of the number format.
+# of the number format, which PyTorch calls `eps`.
 
 # %%
 def numerical_rank(matrix, share=None):
@@ -513,9 +522,9 @@ for name, product in products.items():
     print(f"{name}: ours {ranks[0]}, the package's {ranks[1]}, PyTorch's {ranks[2]}")
 
 # %% [markdown]
-# Here every sensible tolerance gives the same answer, because there is a cliff. Often there is
-# none. The entries of the *Hilbert matrix* are 1/1, 1/2, 1/3 and so on. All of its columns are
-# independent, in mathematics.
+# Here every sensible tolerance gives the same answer, because the values fall so far from number 5
+# to number 6. Often there is no such cliff. The entries of the *Hilbert matrix* are 1/1, 1/2, 1/3
+# and so on. All of its columns are independent, in mathematics.
 #
 # **Predict.** What will a computer say about its rank, for a matrix of size 12 × 12?
 
@@ -528,9 +537,9 @@ print(f"float32's default:   rank {numerical_rank(hilbert.float())}")
 print(f"float64's default:   rank {numerical_rank(hilbert)}")
 
 # %% [markdown]
-# **Explain.** There is no "the" rank of such a matrix. Its singular values fall without a gap, and
-# the tolerance decides where the count ends. **Whoever reports a rank must state the tolerance.**
-# Chapter 04 looks at a training where this matters.
+# **Explain.** On a computer, such a matrix has no single rank. Its singular values fall without a
+# gap, and the tolerance decides where the count ends. **Whoever reports a rank must state the
+# tolerance.** [Chapter 04](04_the_popular_recipe.ipynb) looks at a training where this matters.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 for name, values in spectra.items():
@@ -552,12 +561,13 @@ draws = torch.randn(10_000, 8, 8, generator=generator)
 print("rank below 8:", int((torch.linalg.matrix_rank(draws) < 8).sum()))
 
 # %% [markdown]
-# **Explain.** None. To lose rank, the last column would have to lie *exactly* in the flat space
-# that the others span. A random point does not: a plane fills none of the space around it.
+# **Explain.** None. To lose rank, one column would have to be *exactly* a mixture of the others.
+# These mixtures form a flat space, like a plane in a room. A random point lies beside the plane,
+# perhaps near it, but not exactly on it.
 #
-# Full rank is the weakest thing one can say. How large are the singular values? The first 3 × 3
-# layers of a ResNet-18 can be laid out as 64 × 576 matrices (chapter 03 shows how), and training
-# starts from random numbers.
+# So full rank says little. How large are the singular values? The first layer of a ResNet-18 can be
+# laid out as a 64 × 147 matrix, the next ones as 64 × 576 ([chapter
+# 03](03_a_convolution_is_a_matrix.ipynb) shows how). Training starts from random numbers.
 #
 # **Predict.** In a random 64 × 576 matrix, how small is the smallest singular value, as a share of
 # the largest? Near 0, about a tenth, about a half?
@@ -582,10 +592,10 @@ for name, matrix in sizes.items():
     print(f"{name:9} {s[0]:6.1f} ({high:4.1f}) {s[-1]:10.1f} ({low:4.1f})")
 
 # %% [markdown]
-# **Explain.** About a half. A wide random matrix stretches all its directions nearly alike, so it
-# leaves nothing that one could drop. The numbers in brackets are a famous prediction (Marchenko and
-# Pastur, 1967): if the entries have the standard deviation $\sigma$, the singular values fill the
-# range
+# **Explain.** About a half. A wide random matrix stretches all 64 directions by similar factors, so
+# there is none that one could drop cheaply. The numbers in brackets are a famous prediction
+# (Marchenko and Pastur, 1967). Take a large matrix of independent entries with mean 0 and standard
+# deviation $\sigma$. Its singular values fill the range
 #
 # $$\sigma\,(\sqrt{n} - \sqrt{m}) \quad \text{to} \quad \sigma\,(\sqrt{n} + \sqrt{m})$$
 #
@@ -625,8 +635,8 @@ print("cloth: rank", numerical_rank(cloth))
 print("noisy: rank", numerical_rank(noisy))
 
 # %% [markdown]
-# **Explain.** Full rank: noise has full rank, and it does not go away by adding something to it.
-# But look at the singular values, with the noise edge as a line.
+# **Explain.** Full rank: the noise alone has full rank, and adding three patterns does not change
+# that. But look at the singular values, with the noise edge as a line.
 
 # %%
 S_noisy = torch.linalg.svdvals(noisy)
@@ -645,7 +655,8 @@ plots.curves(
 
 # %% [markdown]
 # Three values stand above the edge: the cloth is still there. And the SVD also knows the three
-# directions that belong to them, the first columns of $U$. Project on these, and drop all the rest.
+# directions that belong to them, the first columns of $U$. Project onto these, and drop all the
+# rest.
 #
 # **Predict.** How much of the noise will be left?
 
@@ -667,8 +678,11 @@ print("same as linalg.low_rank:", torch.allclose(cleaned, linalg.low_rank(noisy,
 
 # %% [markdown]
 # **Explain.** Nearly all of the noise is gone, although nobody said what a cloth looks like. Noise
-# spreads evenly over all directions, so three directions hold only a small share of it. The
-# package's `low_rank` does the same. Chapter 02 shows that it is the best one can do with rank 3.
+# spreads evenly over all directions, so three directions hold only a small share of it. A matrix of
+# rank 3 is made of about $3\,(m + n)$ numbers, not of $m n$: about that share of the noise stays.
+#
+# The package's `low_rank` does the same. [Chapter 02](02_svd.ipynb) shows that no matrix of rank 3
+# is closer to the noisy picture.
 #
 # **Predict.** What if you keep fewer than three directions, or many more?
 
@@ -689,8 +703,9 @@ plots.curves(
 )
 
 # %% [markdown]
-# **Explain.** Fewer than three lose a pattern. More than three let noise back in, step by step. The
-# right rank is where the singular values dive below the noise edge.
+# **Explain.** Fewer than three lose a pattern. More than three let noise back in, step by step.
+# Here the best rank is where the singular values fall below the noise edge. (Values only just above
+# it are mostly noise, too. Gavish and Donoho, 2014, say where exactly to cut.)
 #
 # There is a limit. With the slider, make the noise stronger, and watch how many values stand out.
 # (Without a kernel, see the table below.)
@@ -722,12 +737,12 @@ for sigma in (0.2, 1.0, 4.0):
     print(f"sigma {sigma}: {above} clearly above the edge, relative error {error:4.0%}")
 
 # %% [markdown]
-# **Explain.** When a pattern is too weak against the noise, its singular value drowns below the
-# edge. No look at the singular values brings it back.
+# **Explain.** When a pattern is too weak against the noise, its singular value sinks below the
+# edge. The singular values then no longer show it.
 #
-# Keep this picture in mind: *a few values above an edge, and a long tail like noise.* In chapter 03
-# you will meet it in the layers of a trained network. Whether the tail there is only noise is one
-# of the questions of this course.
+# Keep this picture in mind: *a few values above an edge, and a long tail like noise.* In [chapter
+# 03](03_a_convolution_is_a_matrix.ipynb) you will meet it in the layers of a trained network.
+# Whether the tail there is only noise is one of the questions of this course.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert numerical_rank(cloth) == 3 and numerical_rank(noisy) == 120
@@ -749,8 +764,8 @@ assert outcomes[0.2] == outcomes[1.0] == 3 and outcomes[4.0] < 3
 # 3. The rank is the number of dimensions that survive: of independent columns, of independent rows,
 #    of singular values that are not zero.
 # 4. On a computer the rank depends on a tolerance. State it.
-# 5. Random matrices have full rank and stretch all directions alike. Noise hides a low rank, and
-#    what stands above the noise edge can be recovered.
+# 5. Random matrices have full rank, and wide ones stretch all their directions by similar factors.
+#    Noise hides a low rank, and what stands above the noise edge can be recovered.
 #
 # ## Check yourself
 #
@@ -765,8 +780,8 @@ assert outcomes[0.2] == outcomes[1.0] == 3 and outcomes[4.0] < 3
 # 0?
 #
 # <details><summary>Answer</summary>
-# Rank 1, because all rows are the same. With the zeros on the diagonal every row is different from
-# the mixtures of the others: rank 100. Zeros do not lower the rank.
+# Rank 1, because all rows are the same. With the zeros on the diagonal no row is a mixture of the
+# others: rank 100. More zeros do not mean a lower rank.
 # </details>
 #
 # **3.** The columns of $U$, of shape (600, 20), are orthonormal. Which of $U^\top U$ and $U U^\top$
