@@ -22,8 +22,8 @@
 # - decide whether a rank saves anything;
 # - avoid the usual traps: energy read as accuracy, `V` taken for `Vh`, signs and ties.
 #
-# **You need:** matrix products and a first look at PyTorch tensors. No data is downloaded. (Chapter
-# 01 helps, but you can start here.)
+# **You need:** matrix products and a first look at PyTorch tensors. No data is downloaded.
+# ([Chapter 01](01_rank_and_orthogonality.ipynb) helps, but you can start here.)
 #
 # **Time:** 30 minutes to read, under 1 minute to run.
 
@@ -48,8 +48,9 @@ plots.style()
 # %% [markdown]
 # ## 1. Three factors
 #
-# The **singular value decomposition** (SVD) writes any matrix $A$ of shape $(m, n)$, with $m$ rows
-# and $n$ columns, as a product:
+# In [chapter 01](01_rank_and_orthogonality.ipynb) every matrix turned out to rotate, stretch and
+# rotate. The **singular value decomposition** (SVD) says so in one formula. It writes any matrix
+# $A$ of shape $(m, n)$, with $m$ rows and $n$ columns, as a product:
 #
 # $$A = U \, \mathrm{diag}(S) \, V^\top$$
 #
@@ -293,10 +294,12 @@ plots.spectrum(
 # %% [markdown]
 # **Explain.** It changes completely. One piece still carries the average brightness; the rest is
 # noise, in which no piece stands out. Low rank is not a property of the numbers, but of their
-# places: every row is, nearly, a mixture of the same few patterns. Shuffling destroys the patterns.
+# places. In the portrait every row is nearly a mixture of the same few patterns; shuffling destroys
+# them.
 #
 # This will matter for networks. The weights at the start of training are random, like the shuffled
-# pixels. Does training make them like the portrait? Chapter 03 looks.
+# pixels. Does training make them like the portrait?
+# [Chapter 03](03_a_convolution_is_a_matrix.ipynb) looks at all 20 convolutions of a ResNet-18.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -313,6 +316,8 @@ assert S_shuffled[1] / S_shuffled[0] < 0.1            # "drop once"
 # **First try: luck.** Draw 20 random columns, and take the best copy whose columns are mixtures of
 # them. (`qr` makes the columns orthonormal; the best copy is then one line.) Repeat 100 times and
 # keep the best.
+#
+# **Predict.** The truncated SVD of rank 20 has an error of 18.5 %. How near does luck come?
 
 # %%
 def random_copy(matrix, rank, generator):
@@ -330,7 +335,7 @@ print(f"best of 100 random copies of rank 20: {luck:.0%} error")
 print(f"truncated SVD of rank 20:             {best:.1%} error")
 
 # %% [markdown]
-# **Explain.** Luck does not come near. Twenty random columns catch little of the portrait.
+# **Explain.** Not near at all. Twenty random columns catch little of the portrait.
 #
 # **Second try: work.** Write the copy as `left @ right`, with `left` of shape $(m, r)$ and `right`
 # of shape $(r, n)$. Hold one of them fixed: the best other one is a least-squares problem, which
@@ -363,8 +368,8 @@ plots.curves(
 # The answer to this chapter's question is two lines of code.
 #
 # "Closer" means a smaller sum of squared differences, in which every number counts the same. If
-# some numbers matter more than others, another copy may serve you better. Chapter 07 makes use of
-# that.
+# some numbers matter more than others, another copy may serve you better. [Chapter
+# 07](07_responses_not_weights.ipynb) makes use of that.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -423,9 +428,9 @@ for shape in [(512, 512), (512, 1024), (512, 4608)]:
 
 # %% [markdown]
 # The last one, 512 × 4608, is the size of the largest layers in a ResNet-18: 512 outputs, each with
-# 512 × 3 × 3 weights. Chapter 05 splits such layers. (For photographs there are better formats:
-# JPEG looks at small blocks. But a layer of a network has to be *multiplied* with, and two factors
-# can do that directly.)
+# 512 × 3 × 3 weights. [Chapter 05](05_factorizing.ipynb) splits such layers. (For photographs there
+# are better formats: JPEG looks at small blocks. But a layer of a network has to be *multiplied*
+# with, and two factors can do that directly.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -461,9 +466,9 @@ def quick_svd(matrix, rank, spare=10, rounds=4):
 
 
 # %% [markdown]
-# Why can random vectors help? Each product with the matrix stretches them along the strong pieces
-# and shrinks them along the weak ones. After a few rounds they span the strong directions, plus a
-# few spare ones. What is left is a matrix of a few rows, cheap to split.
+# Why can random vectors help? Each product with the matrix stretches them most along the strong
+# pieces and least along the weak ones. After a few rounds their mixtures hold the strong
+# directions, and a few spare ones. What is left is a matrix of a few rows, cheap to split.
 #
 # **Predict.** The photo is enlarged to four times as many pixels. How much faster is the shortcut,
 # and how much worse?
@@ -519,7 +524,8 @@ assert relative_error((U20 * S20) @ Vh20, photo) < 1.01 * best
 #
 # **Principal component analysis** (PCA) looks for the directions in which data varies most. It is
 # the SVD of the data after the mean has been subtracted. Try it on scikit-learn's 8 × 8 digits:
-# each row of the matrix is one picture.
+# each row of the matrix is one picture. To compare two directions, take the cosine of the angle
+# between them: 1 means the same direction.
 
 # %% tags=["nbval-check-output"]
 from sklearn.datasets import load_digits
@@ -546,8 +552,8 @@ print(f"cosine between the first direction and the mean picture: {cosine:.3f}")
 
 # %% [markdown]
 # **Explain.** It is nearly the mean itself. You saw the same in the shuffled portrait: one piece
-# for the average brightness. When you study how data *varies*, centre it first. Chapter 07 does so
-# with the responses of a layer.
+# for the average brightness. When you study how data *varies*, centre it first. [Chapter
+# 07](07_responses_not_weights.ipynb) does so with the responses of a layer.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -577,6 +583,8 @@ print(f"(U * S) @ Vh.T: error {relative_error((U_s * S_s) @ Vh_s.T, square):.0%}
 # ### $U_r^\top U_r$ is the identity, $U_r U_r^\top$ is not
 #
 # The columns of the cut $U_r$, of shape $(m, r)$, are still orthonormal. Its rows are not.
+#
+# **Predict.** The next cell prints four lines. Which one says False?
 
 # %% tags=["nbval-check-output"]
 U_r, _, _ = linalg.truncated_svd(photo, 20)           # (600, 20)
@@ -587,14 +595,17 @@ print("P @ P equals P:             ", torch.allclose(P @ P, P))
 print("P @ photo is the rank-20 copy:", torch.allclose(P @ photo, linalg.low_rank(photo, 20)))
 
 # %% [markdown]
-# **Explain.** $P = U_r U_r^\top$ is a **projector**. It keeps what lies in the 20 strongest
-# directions and removes the rest; doing it twice changes nothing more. So the best copy can also be
-# written as $P A$: cut the *output* of $A$ to a few directions. Chapter 07 starts from this form.
+# **Explain.** The second one. $P = U_r U_r^\top$ is a **projector**. It keeps what lies in the 20
+# strongest directions and removes the rest; doing it twice changes nothing more. So the best copy
+# can also be written as $P A$: cut the *output* of $A$ to a few directions. [Chapter
+# 07](07_responses_not_weights.ipynb) uses this form.
 #
 # ### Signs and ties are not unique
 #
 # Change the sign of a column of $U$ and of its row in $V^\top$: the product stays. Two computers
 # may return different signs.
+#
+# **Predict.** What are the singular values of the identity, and which directions belong to them?
 
 # %% tags=["nbval-check-output"]
 flip = torch.tensor([-1.0, 1.0, -1.0, 1.0]).double()
@@ -606,7 +617,7 @@ R = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))
 print("identity = R @ I @ R.T for any rotation R:", torch.allclose(R @ R.T, torch.eye(3).double()))
 
 # %% [markdown]
-# **Explain.** The identity has three equal singular values, a tie. Any set of orthonormal
+# **Explain.** The identity of size 3 has three equal singular values, a tie. Any set of orthonormal
 # directions is then a valid answer. So compare products, or directions up to sign. Never compare
 # `U` with `U`.
 
@@ -652,7 +663,8 @@ assert linalg.orthogonality_error(U_r) < 1e-10
 #
 # <details><summary>Answer</summary>
 # Not at all. The copy has the same number of entries. It becomes smaller only when the two factors
-# are stored and used in its place. Chapter 04 looks at a recipe that makes this mistake.
+# are stored and used in its place. [Chapter 04](04_the_popular_recipe.ipynb) looks at a recipe that
+# makes this mistake.
 # </details>
 # <br>
 #
@@ -677,9 +689,9 @@ assert linalg.break_even_rank(300, 600) == 200 and 100 * 900 == 300 * 600 / 2
 # The exercises of this chapter are in [exercises/02_svd](../exercises/02_svd/02_svd.ipynb). They
 # check your answers as you go.
 #
-# **The way on.** Chapter 03 finds the matrices inside a network: a convolution is one too. If you
-# are in a hurry, go to [05, factorizing for real](05_factorizing.ipynb), where one
-# convolution becomes two small ones.
+# **The way on.** [Chapter 03](03_a_convolution_is_a_matrix.ipynb) finds the matrices inside a
+# network: a convolution is one, too. If you are in a hurry, go to [chapter
+# 05](05_factorizing.ipynb), where one convolution becomes two small ones.
 #
 # ## References
 #
