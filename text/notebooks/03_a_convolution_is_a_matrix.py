@@ -67,8 +67,9 @@ output = F.conv2d(digit[None, None], kernel[None, None])[0, 0]
 print("places:", tuple(output.shape))
 
 # %% [markdown]
-# 6 × 6. Now take the nine pixels of each patch and write them as a column. 36 patches give a matrix
-# of 9 × 36. Write the kernel as a row of nine numbers, in the same order.
+# **Explain.** 6 × 6: the kernel cannot stand over the border. Now take the nine pixels of each
+# patch and write them as a column. 36 patches give a matrix of 9 × 36. Write the kernel as a row of
+# nine numbers, in the same order.
 
 # %% tags=["nbval-check-output"]
 patches = torch.stack(
@@ -114,8 +115,8 @@ from ipywidgets import IntSlider, interact
 _ = interact(look, place=IntSlider(15, 0, 35, continuous_update=False))
 
 # %% [markdown]
-# With several input channels, a patch is $C k k$ numbers long: the patches of all channels stacked.
-# With several output channels, the kernel has one such row for each. So for $P$ places:
+# With $C$ input channels, a patch is $C k k$ numbers long: the patches of all channels stacked.
+# With $O$ output channels, the kernel has one such row for each of them. So for $P$ places:
 #
 # $$\underbrace{W}_{O \times C k k} \; \underbrace{X}_{C k k \times P} \; = \;
 # \underbrace{Y}_{O \times P}$$
@@ -153,7 +154,7 @@ def convolve(conv, x):
 
 
 # %% [markdown]
-# Try it on the real thing. The course ships two trained ResNet-18s. The outputs on this page were
+# Try it on a real network. The course ships two trained ResNet-18s. The outputs on this page were
 # made with the one for Imagenette, ten kinds of photographs. Where its images cannot be had,
 # `find_data` chooses the one for handwritten digits. That has a quarter of the channels in every
 # layer, so your numbers differ. The text says where that matters.
@@ -181,8 +182,8 @@ print(f"image {x.numel()} numbers, patches {X.numel()}: {X.numel() / x.numel():.
 
 # %% [markdown]
 # **Explain.** All of them. Patches overlap, so the matrix of patches repeats each pixel many times:
-# with stride 1 about $k^2$ times. Fast libraries do the same product but build the patches piece by
-# piece, in the processor's small memory.
+# with stride 1 about $k^2$ times. Many fast libraries do the same product, but build the patches
+# piece by piece, in the small, fast memory of the processor.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert len(convs) == 20 and all(agree)
@@ -272,7 +273,7 @@ for layout, lay in layouts.items():
 
 # %% [markdown]
 # **Explain.** 64, 64, 192 and 9: the smaller side decides. So "rank 8" says nothing until you know
-# the layout. It is nearly all of 9, and very little of 192.
+# the layout. Of 9 it is nearly all, of 192 very little.
 #
 # The popular recipe that this course starts from cuts this layer and the next to rank 8, in the
 # channel layout. Its comment says: "half of the original rank".
@@ -287,7 +288,8 @@ print(f"rank 8 is 1/{64 // 8} of the full rank, and holds {held:.0%} of the ener
 
 # %% [markdown]
 # **Explain.** An eighth, and about a fifth of the energy. Random matrices leave nothing that could
-# be dropped cheaply (chapter 01). Chapter 04 looks at what became of the recipe.
+# be dropped cheaply ([chapter 01](01_rank_and_orthogonality.ipynb)). [Chapter
+# 04](04_the_popular_recipe.ipynb) looks at what became of the recipe.
 #
 # | layout | matrix | full rank, 64 → 64, 3 × 3 | its two factors are |
 # |---|---|---|---|
@@ -296,7 +298,7 @@ print(f"rank 8 is 1/{64 // 8} of the full rank, and holds {held:.0%} of the ener
 # | spatial | $C k \times O k$ | 192 | $k \times 1$, then $1 \times k$ |
 # | position | $k k \times O C$ | 9 | the same few filters on each channel, then $1 \times 1$ |
 #
-# Why the factors are convolutions again is the subject of chapter 05.
+# Why the factors are convolutions again is the subject of [chapter 05](05_factorizing.ipynb).
 #
 # ### A fifth matrix, not to be mixed up
 #
@@ -478,11 +480,11 @@ plots.show(
 )
 
 # %% [markdown]
-# Edges, stripes, spots of colour: these are the patterns that the network looks for first. In some
-# filters you may still see noise.
+# The trained filters show edges, stripes, spots of colour: these are the patterns that the network
+# looks for first. In some filters you may still see noise.
 #
-# In the channel layout each filter is one row of a matrix. Cut it to rank $r$: then all filters are
-# mixtures of only $r$ of them.
+# In the channel layout each filter is one row of a matrix. Cut this matrix to rank $r$: then all
+# filters are mixtures of only $r$ patterns.
 #
 # **Predict.** At which rank will you recognise the filters? Here are the first 16.
 
@@ -596,8 +598,8 @@ for key, counts in clear.items():
 
 # %% [markdown]
 # **Explain.** At the upper end. Training pulls a *few* directions out of the noise, and leaves a
-# long tail that looks nearly as random as on the first day. Only the stem has really become
-# low-rank. (With the digits, whose images are simple, fewer stand out and in fewer layers.)
+# long tail. The spectrum of that tail is nearly the one of random numbers. Only the stem has really
+# become low-rank. (With the digits, whose images are simple, fewer stand out and in fewer layers.)
 #
 # Now in numbers: how much of its full rank does each layer need for 90 % of the energy?
 #
@@ -636,22 +638,22 @@ print(f"numerical rank (default tolerance) is full in {of_full_rank} of 20 layer
 
 # %% [markdown]
 # **Explain.** Not much less. **The kernels of a trained network are hardly low-rank.** Does another
-# layout help? Ranks of different layouts cannot be compared. What can be is the size of the two
-# factors, $r\,(m + n)$ numbers.
+# layout help? Ranks of different layouts cannot be compared, but costs can: the two factors have
+# $r\,(m + n)$ numbers.
 
 # %%
 example = "layer1.1.conv1"
-W = convs[example].weight
+K = convs[example].weight                            # (O, C, k, k)
 print(f"{example}: what 90 % of the energy costs, as a share of the kernel")
 for layout, lay in layouts.items():
-    (m, n), r = lay(W).shape, linalg.rank_for_energy(torch.linalg.svdvals(lay(W)), 0.9)
-    print(f"{layout:8} rank {r:3d} of {min(m, n):3d}: {r * (m + n) / W.numel():4.0%}")
+    (m, n), r = lay(K).shape, linalg.rank_for_energy(torch.linalg.svdvals(lay(K)), 0.9)
+    print(f"{layout:8} rank {r:3d} of {min(m, n):3d}: {r * (m + n) / K.numel():4.0%}")
 
 # %% [markdown]
 # **Explain.** No layout saves much, and 90 % of the energy would still be an error of up to 32 %
-# (chapter 02). Is the tail only noise that one can cut off? Training began with these random
-# numbers and built on them, so the network may well use them. Chapter 05 cuts, and measures what is
-# lost.
+# ([chapter 02](02_svd.ipynb)). Is the tail only noise that one can cut off? Training began with
+# random numbers and built on them, so the network may well use them. [Chapter
+# 05](05_factorizing.ipynb) cuts, and measures what is lost.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert of_full_rank == 20
@@ -669,8 +671,8 @@ if name == "imagenette":
     assert sum(c > 0 for c in clear["trained"].values()) > 15
     assert need["trained"][0] < 45 and float(spectra["trained"]["conv1"][-1]) < 0.15
 for lay in layouts.values():
-    m, n = lay(W).shape
-    assert linalg.rank_for_energy(torch.linalg.svdvals(lay(W)), 0.9) * (m + n) > 0.6 * W.numel()
+    m, n = lay(K).shape
+    assert linalg.rank_for_energy(torch.linalg.svdvals(lay(K)), 0.9) * (m + n) > 0.6 * K.numel()
 
 # %% [markdown]
 # ## 7. What the layers give out
@@ -710,7 +712,9 @@ plots.show(
 
 # %% [markdown]
 # A map is bright where the image resembles the filter. From stage to stage, the maps get smaller
-# and there are more of them. Here is one of each stage.
+# and there are more of them. Of each stage, the next cells show the map with the greatest contrast.
+#
+# **Predict.** After which stage can you no longer say what is in the image?
 
 # %%
 steps = {"stem": trained.conv1}
@@ -739,17 +743,21 @@ plots.pictures(
 
 # %% [markdown]
 # Compare the six maps of the stem once more. Several show nearly the same picture, although their
-# filters differ.
+# filters differ. The **correlation** measures that: 1 means the same picture up to brightness and
+# contrast, −1 its negative, 0 nothing in common. (The sign is left out here.)
+#
+# **Predict.** Find for each map the one that is most like it. How large is their correlation, on
+# average?
 
 # %%
 alike = torch.corrcoef(maps.flatten(1)).abs().fill_diagonal_(0)          # (O, O)
 print(f"a map's correlation with its nearest relative: {alike.max(1).values.mean():.2f} on average")
 
 # %% [markdown]
-# **Explain.** Images are smooth, and use only few of the patterns that a kernel could see. So the
-# *outputs* of a layer may have a low rank although its *kernel* has not. **Low rank of the weights
-# is one thing, low rank of what a network does with images another.** Chapter 07 makes a method of
-# it.
+# **Explain.** Images are smooth, and show only few of the patterns that a kernel could see. So the
+# *outputs* of a layer may have nearly a low rank although its *kernel* has not. **Low rank of the
+# weights is one thing, low rank of what a network does with images is another.** [Chapter
+# 07](07_responses_not_weights.ipynb) makes a method of it.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert float(alike.max(1).values.mean()) > 0.6                           # "nearly the same picture"
@@ -768,7 +776,7 @@ assert torch.equal(maps, seen["stem"])
 #    evenly.
 # 4. Training pulls a few directions above the noise edge and leaves a tail like noise. Only the
 #    stem is clearly low-rank.
-# 5. What a layer gives out may have a low rank even if its kernel has not.
+# 5. What a layer gives out may have nearly a low rank even if its kernel has not.
 #
 # ## Check yourself
 #
@@ -791,8 +799,8 @@ assert torch.equal(maps, seen["stem"])
 # feature maps are independent?
 #
 # <details><summary>Answer</summary>
-# At most 8. The output is a product with this matrix, and a product has at most the rank of its
-# weakest factor. The 64 maps are mixtures of 8 maps, so the layer could compute 8 and mix them.
+# At most 8. The output is a product with this matrix, and the rank of a product is at most that of
+# each factor. The 64 maps are mixtures of 8 maps, so the layer could compute 8 and mix them.
 # </details>
 #
 # **4.** A tool says that all 20 kernels of a network have full numerical rank. Is nothing to be
@@ -823,8 +831,9 @@ assert patterns.shape == (1, 1, 6, 6)
 # - Which of the 20 layers has most values above the edge, as a share of its full rank?
 #
 # **The way on.** You know where the matrices are, and that they are hardly low-rank by themselves.
-# Chapter 04 examines the popular recipe, which cuts two of them before they are trained. [Chapter
-# 05](05_factorizing.ipynb) turns two of the layouts into pairs of small convolutions.
+# [Chapter 04](04_the_popular_recipe.ipynb) examines the popular recipe, which cuts two of them
+# before they are trained. [Chapter 05](05_factorizing.ipynb) turns two of the layouts into pairs of
+# small convolutions.
 #
 # ## References
 #
