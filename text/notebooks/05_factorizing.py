@@ -24,7 +24,8 @@
 # - compress a whole ResNet-18 and measure what it cost you.
 #
 # **You need:** [chapter 02](02_svd.ipynb) (truncated SVD, break-even rank), and a picture of what a
-# convolution does.
+# convolution does. ([Chapter 03](03_a_convolution_is_a_matrix.ipynb) helps, but you can start
+# here.)
 #
 # **Time:** 35 minutes to read, about 1 minute to run.
 
@@ -92,7 +93,8 @@ def relative_error(found, wanted):
 # At each position, the convolution looks at the patch of the image under its kernel: $C k k$
 # numbers. Each output channel multiplies them by its own $C k k$ weights and adds up. That is one
 # row of a matrix times a vector. So lay the kernel out as a matrix $W$ with $O$ rows and $C k k$
-# columns. (`unfold` collects the patches.)
+# columns. `unfold` collects the patches. ([Chapter 03](03_a_convolution_is_a_matrix.ipynb) writes
+# this out as `convolve`, in a few lines, and checks it on every convolution of the network.)
 
 # %% tags=["nbval-check-output"]
 patches = nn.functional.unfold(x, kernel_size=3, padding=1)  # (4, C*k*k, positions)
@@ -300,9 +302,9 @@ plots.cost_against_rank(
 )
 
 # %%
-for form, costs in numbers.items():
-    half = len(costs) // 2
-    share = costs[half - 1] / layer.weight.numel()
+for form, cost in numbers.items():
+    half = len(cost) // 2
+    share = cost[half - 1] / layer.weight.numel()
     print(f"{form}: half the full rank is {half}, and keeps {share:.0%} of the weights")
 
 # %% [markdown]
@@ -330,8 +332,8 @@ for form, rank in half_cost.items():
 #
 # Every weight of a convolution is used once at each output position. One use is a multiplication
 # and an addition, a **MAC** (multiply-accumulate). Many tools count FLOPs, two for a MAC: ask
-# before you compare. If no layer changes the size of the image, MACs are weights times positions,
-# so the shares and the break-even stay those of the weights.
+# before you compare. If all layers of a pair work at the same positions, its MACs are its weights
+# times the positions, so the shares and the break-even stay those of the weights.
 #
 # **Predict.** With stride 2 the output has half the height and half the width. Is the break-even of
 # the spatial form the same in MACs as in weights?
@@ -509,8 +511,8 @@ for form in forms:
     print(f"{form:8}: {shares[form]:.0%} of the weights, output error {losses[form]:.0%}")
 
 # %% [markdown]
-# **Explain.** On this layer all three lose about the same, and all lose a lot. The choice of the
-# form alone does not help.
+# **Explain.** On this layer all three lose about the same, and all lose a lot. Another form alone
+# does not solve the problem.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -565,7 +567,8 @@ for turns in (10, 40, 160):
     print(f"{turns:3d} turns: error {error:.0%}, squared sizes add up to {found[turns][1]:.1f}")
 
 # %% [markdown]
-# **Explain.** The error hardly moves any more, while the pieces keep growing and cancel each other.
+# **Explain.** The error falls only little any more, while the pieces keep growing and cancel each
+# other.
 # Is that a problem? Disturb every number of the factors by about 1 %, as a training step or a short
 # number format would.
 
@@ -595,7 +598,7 @@ for form, change in moved.items():
 cost = pieces * (sum(kernel.shape)) / kernel.numel()
 assert 0.4 < cost < 0.6                                               # "about half of the weights"
 assert found[10][1] < found[40][1] < found[160][1] and found[160][1] > 3
-assert found[40][0] - found[160][0] < 0.1                             # "hardly moves any more"
+assert found[40][0] - found[160][0] < 0.1                             # "falls only little"
 assert moved["CP"] > 2 * moved["channel form"]                        # "several times"
 first_layer = dense.layer1[0].conv1
 for form in ("channel", "spatial"):
@@ -608,7 +611,8 @@ for form in ("channel", "spatial"):
 #
 # A ResNet-18 has 20 convolutions and a linear layer, of very different cost. `compress` tries
 # several forms and many ranks on each. It chooses so that the total fits a budget, here a quarter
-# of the MACs. Chapter 06 explains how it divides the budget among the layers.
+# of the MACs. [Chapter 06](06_choosing_ranks.ipynb) explains how it divides the budget among the
+# layers.
 #
 # `data=None` means that it looks at the weights only, as you did so far.
 
@@ -623,24 +627,25 @@ print(*lines[:6], "...", *lines[-4:], sep="\n")
 # error.
 #
 # **Predict.** A quarter of the MACs are left. What share of the weights is left? What share of
-# the milliseconds?
+# the milliseconds? (The next cell prints each cost of the dense network, of the compressed one, and
+# their ratio.)
 
 # %%
 networks = {"dense": dense, "compressed": small}
-costs = {
+spent = {
     "million MACs": {n: count_macs(net, example) / 1e6 for n, net in networks.items()},
     "million weights": {n: count_parameters(net) / 1e6 for n, net in networks.items()},
     "ms for one image": compare_latency(networks, example, batch_size=1),
 }
-for title, values in costs.items():
+for title, values in spent.items():
     share = values["compressed"] / values["dense"]
     print(f"{title:17}{values['dense']:8.2f}{values['compressed']:8.2f}   {share:.0%}")
 
 # %% [markdown]
 # **Explain.** Three measures, three answers. Early layers have few weights but many positions, so
 # they count much in MACs and little in weights. Milliseconds differ again: two layers mean two
-# starts, and one more tensor to write and read. Chapter 10 is about that. (`measure` in the package
-# returns all costs at once.)
+# starts, and one more tensor to write and read. [Chapter 10](10_does_it_run_faster.ipynb) is about
+# that. (`measure` in the package returns all costs at once.)
 #
 # Now the accuracy, **top-1**: the share of images for which the network's first answer is right.
 # You judge on held-out *training* images. The published validation images wait for the final
@@ -678,31 +683,34 @@ print(f"{10 * per_class} images: chance moves the dense figure by about {spread:
 
 # %%
 plots.bars(
-    {"top-1 (%)": top1, **{key: costs[key] for key in ("million MACs", "million weights")}},
+    {"top-1 (%)": top1, **{key: spent[key] for key in ("million MACs", "million weights")}},
     alt=f"Bars. Top-1: dense {top1['dense']:.0f} %, truncated {top1['truncated']:.0f} %, "
     f"recalibrated {top1['recalibrated']:.0f} %. The compressed network has a quarter of the MACs "
-    f"and {costs['million weights']['compressed']:.2f} million weights.",
+    f"and {spent['million weights']['compressed']:.2f} million weights.",
 )
 
 # %% [markdown]
-# **Explain.** It brings back a good part, without training. So after every cut: `eval()` mode, and
-# recalibrate before you judge. Otherwise you blame the SVD for what the batch norms do. (Chapter 08
-# says how far chance can move such a figure, and what it takes to claim a difference.)
+# **Explain.** It brings back a good part, without training. So after a cut like this one: `eval()`
+# mode, and recalibrate before you judge. Otherwise you blame the SVD for what the batch norms do.
+# But recalibration is not free: it also moves a network that needs no repair ([chapter
+# 07](07_responses_not_weights.ipynb)). And a figure from so few images moves by chance. [Chapter
+# 08](08_retraining.ipynb) says what it takes to claim a difference.
 #
 # And yet a gap remains. You took the best copy of every kernel, and the network is truly smaller.
 # **Why does it lose so much?** Two suspicions:
 #
-# - The ranks may be badly chosen. Chapter 06 (coming) asks how much each layer deserves.
+# - The ranks may be badly chosen. [Chapter 06](06_choosing_ranks.ipynb) asks how much each layer
+#   deserves.
 # - "Best" may mean the wrong thing. The SVD counts every number of the kernel alike, although real
-#   images do not use all of it alike. Chapter 07 (coming) looks at what the layers give out
-#   instead.
+#   images do not use all of it alike. [Chapter 07](07_responses_not_weights.ipynb) looks at what
+#   the layers give out instead.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
 assert [row.name for row in small.plan][-1] == "fc" and len(small.plan.rows) == 21
-macs = costs["million MACs"]["compressed"] / costs["million MACs"]["dense"]
+macs = spent["million MACs"]["compressed"] / spent["million MACs"]["dense"]
 assert 0.22 < macs <= 0.25                                            # "a quarter of the MACs"
-parameters = costs["million weights"]["compressed"] / costs["million weights"]["dense"]
+parameters = spent["million weights"]["compressed"] / spent["million weights"]["dense"]
 assert macs < parameters < 0.5                                        # "three answers"
 early = [row for row in small.plan if row.name.startswith("layer1")]
 share = sum(row.before for row in early) / count_macs(dense, example)
@@ -721,7 +729,8 @@ assert all(map(torch.equal, small.parameters(), recalibrated.parameters()))   # 
 # 3. At full rank the pair must equal the layer. Test the layer, never only the matrix.
 # 4. With C = O and 3 × 3 you save below rank 0.9 C (channel) or 1.5 C (spatial); half the rank is
 #    not half the parameters.
-# 5. After a cut, recalibrate the batch norms. It costs seconds; a gap remains, the next question.
+# 5. After a plain cut, recalibrate the batch norms. It costs seconds and brings back a good part.
+#    The gap that remains is the next question.
 #
 # ## Check yourself
 #
@@ -780,9 +789,9 @@ assert linalg.break_even_rank(64, 64) == 32
 # Change the budget in section 8 to 0.5 and run it again. Then find the smallest budget at which the
 # recalibrated network stays within 5 points of the dense one, on the held-out images.
 #
-# **The way on.** Chapter 06 (coming) asks how much each layer deserves, chapter 07 (coming) why
-# plain SVD loses so much. In [08, retraining on Imagenette](08_retraining.ipynb), you win the
-# accuracy back.
+# **The way on.** [Chapter 06](06_choosing_ranks.ipynb) asks how much each layer deserves, [chapter
+# 07](07_responses_not_weights.ipynb) why plain SVD loses so much. In [chapter
+# 08](08_retraining.ipynb) you win the accuracy back.
 #
 # ## References
 #
