@@ -342,7 +342,7 @@ for key in ("uniform", "energy", "EVBMF, scaled", "ALDS"):
 #
 # The picture shows what the price does. Each layer walks down its curve and stops where the curve
 # is as steep as the price, the same for all. At the right end of a curve the layer is dense and its
-# error drops to 0.
+# error drops to 0; a layer with its dot there stays dense.
 
 # %%
 figure = Figure(figsize=(9, 3.8))
@@ -617,11 +617,11 @@ plots.show(figure, "Ranks of 20 convolutions under one budget, one row a rule, p
            f"nats ({order[0]}) to {kl[order[-1]].mean():.2f} ({order[-1]}).")
 
 # %% [markdown]
-# **Explain.** Compare the rows of "energy" and of "price, nats". Equal energy keeps a similar share
-# of the rank in nearly every layer. The price in nats spends more of the MACs on the stem and the
-# first two stages, and takes them from the last ones. One reason: all later layers depend on what
-# the first ones let through. But that alone is not enough: EVBMF spends on the first layers, too,
-# and its KL is higher. The prediction needs two passes over some images, and knows every rank.
+# **Explain.** Look at the first column. Equal energy and ALDS keep little of the stem: its spectrum
+# falls steeply. But all later layers depend on what the stem lets through. The price in nats spends
+# more of the MACs on the stem and the first two stages than equal energy does. That alone is not
+# enough: EVBMF spends on the first layers, too, and its KL is higher. The prediction needs two
+# passes over some images, and knows every rank.
 #
 # Do not read the order as a law. It holds for one network, one budget, one way of cutting. What you
 # can take with you: **choose the goal first, then the optimiser**, and test both on images that
@@ -642,6 +642,8 @@ if name == "imagenette":
             nearer, n, p = compare("price, nats", key)
             assert nearer > n / 2 and p < 0.05
         assert min(last[1:]) > last[0]                                # "on the stem and the first"
+        little = [chosen[key]["conv1"] for key in ("energy", "ALDS")]
+        assert max(little) < chosen["uniform"]["conv1"]               # "keep little of the stem"
 
 # %% [markdown]
 # ## 10. Multiples of eight
