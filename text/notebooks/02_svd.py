@@ -510,7 +510,7 @@ print("same 20 singular values as the exact SVD:", torch.allclose(S_quick, S_pho
 
 # %% [markdown]
 # The layers of a ResNet-18 are small enough for the exact SVD, so this course does not need the
-# shortcut. It pays for the much larger matrices of language models.
+# shortcut. It is meant for much larger matrices, such as those of language models.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.

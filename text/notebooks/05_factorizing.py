@@ -332,8 +332,8 @@ for form, rank in half_cost.items():
 #
 # Every weight of a convolution is used once at each output position. One use is a multiplication
 # and an addition, a **MAC** (multiply-accumulate). Many tools count FLOPs, two for a MAC: ask
-# before you compare. If all layers of a pair work at the same positions, its MACs are its weights
-# times the positions, so the shares and the break-even stay those of the weights.
+# before you compare. Suppose that both layers of a pair work at the same positions. Then its MACs
+# are its weights times the positions, and the shares and the break-even stay those of the weights.
 #
 # **Predict.** With stride 2 the output has half the height and half the width. Is the break-even of
 # the spatial form the same in MACs as in weights?
@@ -707,6 +707,10 @@ plots.bars(
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
+from scipy.stats import binomtest  # noqa: E402
+
+from lowrank_course.train import answers  # noqa: E402
+
 assert [row.name for row in small.plan][-1] == "fc" and len(small.plan.rows) == 21
 macs = spent["million MACs"]["compressed"] / spent["million MACs"]["dense"]
 assert 0.22 < macs <= 0.25                                            # "a quarter of the MACs"
@@ -718,6 +722,9 @@ assert share > 3 * count_parameters(dense.layer1) / count_parameters(dense)
 lost = top1["dense"] - top1["truncated"]
 assert lost > 5                                                       # "The loss is large"
 assert 0.2 * lost < top1["recalibrated"] - top1["truncated"] < lost   # "a good part"
+right = [answers(network, loaders["holdout"]) for network in (small, recalibrated)]
+won, lost_again = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
+assert binomtest(won, won + lost_again).pvalue < 0.05                 # the same images: McNemar
 assert all(map(torch.equal, small.parameters(), recalibrated.parameters()))   # "No weight changes"
 
 # %% [markdown]
