@@ -57,7 +57,7 @@ quick = os.environ.get("LOWRANK_PROFILE") == "smoke"
 # %% [markdown]
 # ## 1. A network that you can train often
 #
-# One training proves nothing: chapter 08 asks for several seeds. Here you train more than forty
+# One training proves nothing: chapter 08 asks for several seeds. Here you train some seventy
 # times. So everything in this chapter uses handwritten digits of 8 × 8 pixels and a network of four
 # convolutions, which learns them in seconds. You never see the digits of **val** before the end;
 # all choices are made on held-out images (`judge`).
@@ -115,6 +115,9 @@ for values in ([1, 1, 1, 1], [1, 0, 0, 0], [1, 0.5, 0.1, 0.1]):
     print(values, f"effective rank {effective_rank(torch.tensor(values, dtype=float)):.2f}")
 
 # %% [markdown]
+# **Explain.** Four equal values count as 4, a single one as 1. In the third case there are four
+# directions, but two of them are weak: the effective rank lies between 2 and 3.
+#
 # ### The training loop
 #
 # A plain loop with two openings. `penalty(model)` is added to the loss. `decay(model)` adds to the
@@ -177,8 +180,8 @@ print(f"top-1 on held-out images: {evaluate(plain, judge):.1f} %")
 
 # %% [markdown]
 # **Explain.** It hardly falls. A few directions grow, so the energy moves to the front. But the
-# random numbers of the start stay where they are: nothing in the loss asks for clearing them away.
-# So ask.
+# random numbers of the start stay where they are: nothing in the loss asks the network to clear
+# them away. So add a term that asks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -512,11 +515,14 @@ for way, values in before.items():
     print(f"{way:25} {rank:14.1f} {held:11.0f} % {size[way]:14.1f} {np.mean(values):12.1f} %")
 
 # %% [markdown]
-# **Explain.** Four of the ways bring the effective rank down to less than half. They pay for it
-# with up to about two points of accuracy, before anything is cut. And look at the last two: the
-# same layers, the same strength. Weight decay on the factors acts like a nuclear norm. Frobenius
-# decay leaves most of the rank alone. The sizes show what the batch norms allow: the nuclear norm
-# got a good part of its low value for free, from smaller kernels. Hoyer did not.
+# **Explain.** Four of the ways bring the effective rank down to less than half. Their accuracy ends
+# up to about two points lower, before anything is cut.
+#
+# Look at the last two: the same layers, the same strength. Weight decay on the factors acts like a
+# nuclear norm. Frobenius decay leaves most of the rank alone.
+#
+# The sizes show what the batch norms allow. The nuclear norm got a good part of its low value for
+# free, from smaller kernels. Hoyer did not.
 #
 # Here are the spectra of the middle kernel:
 
@@ -541,9 +547,9 @@ for way in WAYS:
     print(f"{way:25} numerical rank {numerical} (default tolerance)")
 
 # %% [markdown]
-# Small is not zero: next to the steep curves, most numerical ranks stay full. Only where the
+# Small is not zero. Although the curves are steep, most numerical ranks stay full. Only where the
 # singular values themselves are trained, as $s$, many of them really vanish. So the effective rank
-# is the better gauge here.
+# tells you more here.
 #
 # So the weights *can* be made nearly low-rank. Is the cut network better for it?
 
@@ -563,13 +569,16 @@ for way in WAYS:
 # %% [markdown]
 # ## 6. After the cut
 #
-# Now cut all three kernels to the same rank, and recalibrate. `compress` would choose the ranks for
-# you. Here they should be equal, so that only the training differs: take the plan of a network that
-# keeps everything, and write your ranks into it.
+# Now cut all three kernels to the same rank, and recalibrate. (The uncut networks had their batch
+# norms measured anew on the same images, at the end of `fit`. So none has an advantage.)
+#
+# `compress` would choose the ranks for you. Here they should be equal, so that only the training
+# differs. Take the plan of a network that keeps everything, and write your ranks into it.
 #
 # There are two ways to cut. By **weights**: the truncated SVD of each kernel. By **responses**:
 # keep what the layers give out over real images, and refit each layer to what the dense network
-# gives. (`compress` does this when it gets `data`. Chapter 07 explains it.)
+# gives. (`compress` does this when it gets `data`; [chapter 07](07_responses_not_weights.ipynb)
+# explains it.)
 
 # %%
 from lowrank_course.compress import apply
@@ -621,7 +630,8 @@ plots.show(
 
 # %% [markdown]
 # Is this only the luck of the seeds? The **paired t-test** takes the differences, seed by seed. It
-# asks how far their mean is from zero, measured in their own scatter.
+# asks how far their mean is from zero, measured in their own scatter. Take one of the two ways that
+# are ahead at rank 4 on the left, the factors with weight decay, and compare it with the plain one.
 
 # %%
 from scipy.stats import ttest_rel
@@ -652,20 +662,20 @@ for rank in (4, 6):
 #
 # - Preparation helps. At rank 6, cut by weights, the network with decayed factors keeps far more
 #   than the plain one.
-# - The control helps, too. At rank 4, cutting by responses lifts the plain network by about ten
-#   points, without any preparation. *Alone*, the two are worth the same there. (At rank 6, the
-#   preparation is a few points ahead.)
-# - The two add up. Prepared *and* cut by responses is best at rank 4, of all twelve.
+# - The control helps, too. At rank 4, cutting by responses lifts the plain network by some twelve
+#   points, without any preparation. *Alone*, the two are the same there: the test shows no
+#   difference. (At rank 6, the preparation is a few points ahead.)
+# - The two add up. Prepared *and* cut by responses has the highest mean at rank 4, of all twelve.
 # - A low effective rank is not enough. The SVD way has the lowest of all. Yet at rank 4, cut by
-#   weights, it is no better than plain. Look at its spectrum again: it falls off a cliff, but only
-#   behind about a dozen values, and rank 4 cuts far in front of it. What is left out there still
-#   matters: 80 % of the energy is a relative error of 45 % (chapter 02).
+#   weights, it is no better than plain. Look at its spectrum again. It drops steeply, but only behind
+#   about a dozen values, and rank 4 cuts far before that. What is left out still matters: 80 % of the
+#   energy is a relative error of 45 % (chapter 02).
 #
-# Ten tests are many, and chance makes one in twenty fall below 0.05. Trust a small p-value more
-# than one just below the line.
+# Ten tests are many. Where there is no difference at all, chance still makes one in twenty fall
+# below 0.05. So trust a very small p-value more than one just below the line.
 #
-# Note the twist. Weight decay on factors eats rank. If the factors are thin already, that is a
-# flaw, and Khodak et al. (2021) advise against it. If the cut comes later, it is just what you
+# One more thing. Weight decay on factors lowers the rank. If the factors are thin already, that is
+# not wanted, and Khodak et al. (2021) advise against it. If the cut comes later, it is just what you
 # want.
 #
 # (You looked at six ways and two cuts, and the text names the best. The best of many looks a little
@@ -813,10 +823,10 @@ spread = np.ptp([np.mean(b) for _, b in shown.values()])
 print(f"all means at the end lie within {spread:.1f} points")
 
 # %% [markdown]
-# **Explain.** A few epochs of fine-tuning level most of it. Between the two ways to cut, no
-# difference is left. Of the lead of the prepared network, a few points are left, and here they
-# stand out from the scatter. So preparation did add something. But thin factors from the start end
-# as high, without a penalty, and without a cut.
+# **Explain.** A few epochs of fine-tuning remove most of the difference. Between the two ways to cut
+# the plain network, none is left. Of the lead of the prepared network, a few points are left, and
+# here they stand out from the scatter. So preparation did add something. But thin factors from the
+# start end as high, without a penalty of their own to be tried out, and without a cut.
 #
 # (Note one unfairness. The strength of the decay was tried out. The control had nothing to try.)
 #
@@ -824,8 +834,8 @@ print(f"all means at the end lie within {spread:.1f} points")
 #
 # - **If you cannot train after the cut**, they add a lot. So do the responses, and those ask
 #   nothing of the training. Use both if you can.
-# - **If you can**, most of the lead goes in the first epochs. What is left must pay for the search
-#   of a strength, and for the accuracy that the uncut network loses.
+# - **If you can**, most of the lead is gone after a few epochs. What is left must be worth the search
+#   for a good strength, and the accuracy that the uncut network loses.
 # - **If you know the rank beforehand**, train thin from the start.
 #
 # This was seen on a tiny network. It is no proof for large ones. But the *question* is the same
@@ -875,7 +885,7 @@ for key in ["plain, uncut", *(f"{way}, cut by {by}" for way, by in CUT), both]:
 # 3. Weight decay on two factors is a nuclear norm on their product. Frobenius decay is the weight
 #    decay that the dense layer had.
 # 4. Preparation helps right after the cut. Cutting by responses helps as well, and both add up.
-# 5. Fine-tuning levels most of the difference, and thin factors from the start do as well. Always
+# 5. Fine-tuning removes most of the difference, and thin factors from the start end as high. Always
 #    compare with a plain training of the same number of epochs.
 #
 # ## Check yourself
@@ -901,8 +911,8 @@ for key in ["plain, uncut", *(f"{way}, cut by {by}" for way, by in CUT), both]:
 # **3.** After training with a penalty, the effective rank is 7. Is rank 7 then a good cut?
 #
 # <details><summary>Answer</summary>
-# Not necessarily. The effective rank is a mean over the spectrum. It does not say what the left-out
-# directions do for the answer. Measure the accuracy at several ranks.
+# Not necessarily. The effective rank is one number for the whole spectrum. It does not say what the
+# directions that you leave out do for the answer. Measure the accuracy at several ranks.
 # </details>
 # <br>
 #
@@ -916,14 +926,13 @@ for key in ["plain, uncut", *(f"{way}, cut by {by}" for way, by in CUT), both]:
 #
 # ## Now you
 #
-# The exercises of this chapter are coming. Until then: find out whether "factors, weight decay" is
-# good because of its factors or because of its nuclear norm. Train the nuclear norm with strengths
-# 0.02, 0.05 and 0.1, and compare all of them at rank 4, on the held-out images.
+# Find out whether "factors, weight decay" is good because of its factors or because of its nuclear
+# norm. Train the nuclear norm with strengths 0.02, 0.05 and 0.1, and compare all of them at rank 4,
+# on the held-out images.
 #
-# **The way on.** [Chapter 10](10_does_it_run_faster.ipynb) asks when fewer MACs become
-# fewer milliseconds. How a cut
-# network is trained on is in [08, retraining](08_retraining.ipynb); what its thin layers are, in
-# [05, factorizing for real](05_factorizing.ipynb).
+# **The way on.** [Chapter 10](10_does_it_run_faster.ipynb) asks when fewer MACs become fewer
+# milliseconds. How a cut network is trained on is in [08, retraining](08_retraining.ipynb). What its
+# thin layers are is in [05, factorizing for real](05_factorizing.ipynb).
 #
 # ## References
 #
