@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from .data import written_beside
+from .plan import Plan, rebuild
 
 WEIGHTS = Path(__file__).parent / "weights"
 NETWORKS = ("imagenette", "imagenette-compressed", "digits")
@@ -54,7 +55,7 @@ def load_resnet18(name: str = "imagenette") -> ResNet:
     nn.Module
         float32. Takes RGB images (N, 3, H, W) normalised as for ImageNet, gives logits (N, 10).
         `evaluation_size` is the size in pixels at which its accuracy was recorded, `classes` the
-        names of its classes.
+        names of its classes, `plan` the plan of a compressed network.
     """
     if name not in NETWORKS:
         raise ValueError(f"name={name!r} is unknown; use one of {', '.join(NETWORKS)}")
@@ -67,7 +68,7 @@ def load_resnet18(name: str = "imagenette") -> ResNet:
         raise ValueError(f"{path} is damaged; install the course again")
     state, about = read_weights(path)
     model = resnet18(about["width"], len(about["classes"]))
-    load_state(model, state, path)
+    model = load_state(model, state, path, about.get("plan"))
     model.evaluation_size, model.classes = about["evaluation_size"], about["classes"]
     return model.eval()
 
@@ -98,10 +99,18 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()}, about
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Fill `model` with `state`; a file for another network is a ValueError."""
+def load_state(
+    model: nn.Module, state: dict[str, Tensor], path: Path, plan: str | None = None
+) -> nn.Module:
+    """Fill `model`, or a copy in the shape of `plan` (JSON), with `state`, and return it.
+
+    A file for another network is a ValueError.
+    """
     try:
+        if plan is not None:
+            return rebuild(model, Plan.from_json(plan), state)
         model.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
+        return model
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[:2][-1].strip()
         raise ValueError(f"{path} holds another network than this one: {first}") from error

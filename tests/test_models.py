@@ -10,10 +10,11 @@ import torch
 import torchvision
 from torch import nn
 
-from lowrank_course import models
+from lowrank_course import compress, models
 from lowrank_course.data import balanced_subset, data_folder, load_images, make_loader
 from lowrank_course.measure import count_parameters
 from lowrank_course.models import load_resnet18, read_weights, resnet18, save_weights
+from lowrank_course.plan import load_compressed, save_compressed
 from lowrank_course.train import evaluate
 
 SHIPPED = sorted(file.stem for file in models.WEIGHTS.glob("*.safetensors"))
@@ -85,8 +86,8 @@ def test_shipped_network(name):
     assert logits.shape == (2, 10) and torch.isfinite(logits).all()
     assert not torch.equal(logits[0], logits[1])
     # Each call gives a network of its own.
-    model.fc.bias.data.add_(1)
-    assert not torch.equal(load_resnet18(name).fc.bias, model.fc.bias)
+    model.bn1.bias.data.add_(1)
+    assert not torch.equal(load_resnet18(name).bn1.bias, model.bn1.bias)
 
 
 def test_digits_network_is_small():
@@ -194,6 +195,54 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="cannot be written .*No space left"):
         save_weights(nn.Linear(3, 3).state_dict(), path, {})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture(scope="module")
+def thin():
+    """The digits' network in half of its parameters, by its weights alone."""
+    return compress(load_resnet18("digits"), torch.zeros(1, 3, 32, 32), 0.5, "params")
+
+
+def ship(thin, folder, **lies):
+    """Write it in place of the digits' network."""
+    about = {"width": 16, "classes": list("0123456789"), "evaluation_size": 32}
+    about |= {"plan": thin.plan.to_json(), **lies}
+    digest = save_weights(thin.state_dict(), folder / "digits.safetensors", about)
+    (folder / "digits.json").write_text(json.dumps({"sha256": digest}))
+
+
+def test_a_compressed_network_comes_back(weights, thin):
+    ship(thin, weights)
+    model = load_resnet18("digits")
+    assert model.plan == thin.plan and (model.evaluation_size, len(model.classes)) == (32, 10)
+    assert count_parameters(model) == count_parameters(thin) < 0.51 * count_parameters(resnet18(16))
+    assert not any(module.training for module in model.modules())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), thin(x), rtol=0.02, atol=0.05)  # float16 in the file
+    again = weights / "again.safetensors"
+    save_compressed(model, again)
+    assert load_compressed(again, resnet18(16)).plan == thin.plan
+    path = weights / "digits.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match="is damaged"):
+        load_resnet18("digits")
+
+
+@pytest.mark.parametrize("lie", ["no plan", "another rank", "another layer", "no json", "width"])
+def test_a_compressed_file_that_lies(weights, thin, lie):
+    first = next(row.name for row in thin.plan if row.rank)
+    lies = {
+        "no plan": {"plan": None},
+        "another rank": {"plan": thin.plan.edit(first, "channel", 1).to_json()},
+        "another layer": {"plan": thin.plan.to_json().replace("layer1", "layer9")},
+        "no json": {"plan": "{"},
+        "width": {"width": 8},
+    }
+    ship(thin, weights, **lies[lie])
+    with pytest.raises(ValueError, match=r"digits\.safetensors holds another network than this"):
+        load_resnet18("digits")
 
 
 def test_other_files_are_told(tmp_path):

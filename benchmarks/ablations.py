@@ -1,0 +1,278 @@
+"""The ablations: one network and short trainings, with one thing changed at a time.
+
+"ours" is the course's way: directions and ranks by the responses, refitted, then fine-tuned with
+the dense network as teacher. All others differ from it, or from the job that their name says, in
+one thing. Every job holds the network before its training, too (`before`).
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from jobs import Bench, Jobs, Run, graded, judged, kept, times, trained
+from rules import RULES, by_rule
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lowrank_course import responses
+from lowrank_course.compress import apply, compress
+from lowrank_course.models import resnet18
+from lowrank_course.recipes import RECIPES
+
+DECAY = 5e-4  # that of `train`
+
+
+def ablations(run: Run) -> Jobs:
+    """The most important first; later ones may be left out."""
+    b, s = run.bench, run.settings["ablations"]
+    sizes = [s["size"]] * s["epochs"]
+
+    def cut(name: str, dense: nn.Module = b.dense, **options: Any) -> nn.Module:
+        def make() -> nn.Module:
+            given = {"data": b.calibration, **options}
+            return compress(dense, b.example, s["budget"], **given)
+
+        return kept(f"{run.label}-{name}", b, make)
+
+    def tuned(
+        name: str, build: Callable[[], nn.Module], epochs: list[int] = sizes, taught: bool = True
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        small = build()
+        before = judged(b, small)
+        options = {"learning_rate": s["rate"], "teacher": b.dense if taught else None}
+        log = trained(b, f"{run.label}-{name}", small, epochs, 0, **options)
+        return small, {"before": before, **log, **judged(b, small)}
+
+    def job(*args: Any, **options: Any) -> Callable[[], dict[str, Any]]:
+        return lambda: tuned(*args, **options)[1]
+
+    def weights_only() -> nn.Module:
+        """By the weights alone; then batch norms are measured anew."""
+        small = cut("weights", data=None)
+        responses.recalibrate(small, b.calibration)
+        return small
+
+    def by_rank_rule(name: str) -> nn.Module:
+        limit = s["budget"]
+        make = partial(by_rule, RULES[name], b.dense, b.example, limit, b.calibration)
+        return kept(f"{run.label}-{name}", b, make)
+
+    def weight_errors() -> nn.Module:
+        """Ranks by the errors of the weights, directions by the responses."""
+        plan = cut("channel-weights", form="channel", data=None).plan
+        make = partial(apply, b.dense, b.example, plan, b.calibration)  # type: ignore[arg-type]
+        return kept(f"{run.label}-weight-errors", b, make)
+
+    def as_cut(name: str, recalibrated: bool, **options: Any) -> dict[str, Any]:
+        small = cut(name, **options)
+        if recalibrated:
+            responses.recalibrate(small, b.calibration)
+        return judged(b, small)
+
+    ours = partial(cut, "ours")
+    jobs: Jobs = {"dense": lambda: judged(b, b.dense)}
+    jobs["ours"] = job("ours", ours)
+    jobs["weights"] = job("weights", weights_only)
+    jobs["weights, not recalibrated"] = partial(as_cut, "weights", False, data=None)
+    jobs["ours, recalibrated"] = partial(as_cut, "ours", True)
+    jobs["not refitted"] = job("not-refitted", partial(cut, "not-refitted", recalibrate=False))
+    jobs["no distillation"] = job("labels", ours, taught=False)
+    for n in s["lengths"]:
+        jobs[f"{n} epochs"] = job(f"ours-{n}", ours, [s["size"]] * n)
+    jobs["int8"] = lambda: graded_int8(b, tuned("ours", ours)[0])
+    jobs["dense, int8"] = lambda: graded_int8(b, b.dense)
+    for form in ("channel", "spatial", "tucker2"):
+        jobs[form] = job(form, partial(cut, form, form=form))
+    jobs["channel, weight errors"] = job("weight-errors", weight_errors)
+    for name in RULES:
+        jobs[f"channel, {name}"] = job(name, partial(by_rank_rule, name))
+
+    def factors(spectral: bool, frobenius: bool) -> dict[str, Any]:
+        """The architecture of "ours" from scratch, as chapter 09 trains its small network."""
+        torch.manual_seed(0)
+        random = resnet18(RECIPES[b.name]["width"], len(b.train.classes))
+        model = apply(random, b.example, ours().plan)  # type: ignore[arg-type]
+        if not spectral:
+            reset_factors(model)
+        if frobenius:
+            frobenius_decay(model, DECAY)
+        name = f"{run.label}-scratch-{spectral}-{frobenius}"
+        log = trained(b, name, model, s["scratch"], 0, weight_decay=0.0 if frobenius else DECAY)
+        return {**log, **judged(b, model)}
+
+    for spectral in (False, True):
+        for frobenius in (False, True):
+            start = "spectral" if spectral else "random"
+            decay = "Frobenius decay" if frobenius else "weight decay"
+            jobs[f"scratch, {start}, {decay}"] = partial(factors, spectral, frobenius)
+
+    def prepared(name: str, prepare: Callable[[nn.Module], None]) -> dict[str, Any]:
+        dense = copy.deepcopy(b.dense)
+        prepare(dense)
+        label = f"{run.label}-{name}"
+        first = trained(b, f"{label}-first", dense, s["preparing"], 0, learning_rate=s["rate"])
+        dense = without_svd(dense)
+        found = {"prepared": judged(b, dense), "first": first["log"]}
+        found["cut by weights"] = judged(b, cut(f"{name}-weights", dense, data=None))
+        _, last = tuned(f"{name}-tuned", partial(cut, name, dense))
+        return {**found, **last}
+
+    for name, prepare in {
+        "nothing": lambda model: None,
+        "nuclear norm": lambda model: nuclear_norm(model, s["nuclear"]),
+        "orthogonality": lambda model: as_svd(model, s["sparse"], s["orthogonal"]),
+    }.items():
+        jobs[f"prepared, {name}"] = partial(prepared, name.replace(" ", "-"), prepare)
+
+    def timed() -> dict[str, Any]:
+        small = ours()
+        plain = {"dense": b.dense, "ours": small}
+        both = {f"{n}, int8": int8(m, b.example, b.calibration) for n, m in plain.items()}
+        return times({**plain, **both}, b.example)
+
+    return {**jobs, "times": timed}
+
+
+# ---- what training does to singular values -----------------------------------------------------
+# Each adds its gradient when that of the loss has arrived, so that `train` needs no other loss.
+
+
+def _when_ready(parameter: Any, gradient: Callable[[Any], Tensor]) -> None:
+    def add(p: Any) -> None:
+        with torch.no_grad():
+            p.grad += gradient(p)
+
+    parameter.register_post_accumulate_grad_hook(add)
+
+
+def _convs(model: nn.Module) -> list[nn.Conv2d]:
+    return [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+
+
+def _pairs(model: Any) -> list[tuple[Any, Any]]:
+    """The two layers of every factorised one, as `compress` builds them."""
+    parts = [model.get_submodule(row.name) for row in model.plan if row.form != "dense"]
+    return [(part[0], part[1]) for part in parts]
+
+
+def reset_factors(model: nn.Module) -> None:
+    """New random factors, as PyTorch starts its layers."""
+    for pair in _pairs(model):
+        for layer in pair:
+            layer.reset_parameters()
+
+
+def frobenius_decay(model: nn.Module, strength: float) -> None:
+    """Decay of the product of both factors, and of all other weights as usual (Khodak 2021).
+
+    The first layer has the weight B (r, ...), the second A (O, r, ...): strength A^T A B and
+    strength A B B^T, where A^T A and B B^T are (r, r).
+    """
+    paired: set[int] = set()
+    for first, second in _pairs(model):
+        B, A = first.weight, second.weight
+        paired |= {id(A), id(B)}
+
+        def for_first(p: nn.Parameter, A: Any = A) -> Tensor:
+            rows = A.transpose(0, 1).flatten(1)  # (r, ...)
+            return strength * torch.tensordot(rows @ rows.mT, p, 1)
+
+        def for_second(p: nn.Parameter, B: Any = B) -> Tensor:
+            rows = B.flatten(1)
+            product = torch.tensordot(rows @ rows.mT, p.transpose(0, 1), 1)
+            return strength * product.transpose(0, 1)
+
+        _when_ready(B, for_first)
+        _when_ready(A, for_second)
+    for p in model.parameters():
+        if p.ndim > 1 and id(p) not in paired:
+            _when_ready(p, lambda p: strength * p)
+
+
+def nuclear_norm(model: nn.Module, strength: float) -> None:
+    """The nuclear norm of every kernel that is no 1 x 1: its gradient is U V^T."""
+
+    def gradient(p: nn.Parameter) -> Tensor:
+        W = p.flatten(1)  # (O, C*k*k)
+        values, U = torch.linalg.eigh((W @ W.mT).double())
+        root = values.clamp(min=1e-6 * float(values[-1])).rsqrt()
+        return strength * ((U * root) @ U.mT @ W.double()).to(p.dtype).reshape(p.shape)
+
+    for conv in _convs(model):
+        _when_ready(conv.weight, gradient)
+
+
+class AsSVD(nn.Module):
+    """A kernel as U diag(s) V^T, three tensors that are trained (Yang 2020)."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, U: Tensor, s: Tensor, V: Tensor) -> Tensor:  # (O, r), (r,), (n, r)
+        return ((U * s) @ V.mT).reshape(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        U, s, Vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        return U, s, Vh.mT.contiguous()
+
+
+def as_svd(model: nn.Module, sparse: float, orthogonal: float) -> None:
+    """Train every kernel that is no 1 x 1 as an SVD.
+
+    With two penalties: sparse (sum s)^2 / sum s^2 (Hoyer) and orthogonal ||U^T U - I||^2.
+    """
+
+    def hoyer(s: nn.Parameter) -> Tensor:
+        total, square = s.abs().sum(), s.square().sum()
+        return sparse * 2 * total / square * (s.sign() - total / square * s)
+
+    def apart(U: nn.Parameter) -> Tensor:
+        return 4 * orthogonal * U @ (U.mT @ U - torch.eye(U.shape[1], device=U.device))
+
+    for conv in _convs(model):
+        parametrize.register_parametrization(conv, "weight", AsSVD(conv.weight.shape))
+        U, s, V = conv.parametrizations.weight.parameters()  # type: ignore[union-attr]
+        for parameter, gradient in ((U, apart), (s, hoyer), (V, apart)):
+            _when_ready(parameter, gradient)
+
+
+def without_svd(model: nn.Module) -> nn.Module:
+    """The kernels as plain weights again."""
+    for conv in _convs(model):
+        if parametrize.is_parametrized(conv):
+            parametrize.remove_parametrizations(conv, "weight")
+    return model
+
+
+# ---- int8 --------------------------------------------------------------------------------------
+
+
+def int8(model: nn.Module, example: Tensor, batches: responses.Batches) -> nn.Module:
+    """Weights and activations in int8 by torch's own quantisation, ranges from `batches`."""
+    with warnings.catch_warnings():  # torch.ao moves to a package of its own
+        warnings.simplefilter("ignore")
+        from torch.ao.quantization import get_default_qconfig_mapping
+        from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+        model = copy.deepcopy(model).cpu().eval()
+        ready = prepare_fx(model, get_default_qconfig_mapping("x86"), (example,))
+        with torch.no_grad():
+            for images, _ in batches:
+                ready(images)
+        small = convert_fx(ready)
+    small.device_of = nn.Parameter(torch.zeros(1), requires_grad=False)  # `answers` asks for one
+    return small
+
+
+def graded_int8(b: Bench, model: nn.Module) -> dict[str, Any]:
+    """Accuracy in int8, and the size of the file in MB."""
+    small, content = int8(model, b.example, b.calibration), io.BytesIO()
+    torch.save(small.state_dict(), content)
+    return {"file_mb": len(content.getvalue()) / 1e6, **graded(b, small)}

@@ -1,0 +1,161 @@
+"""The runs on compressed networks, and on others that got the same training."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from jobs import (
+    Jobs,
+    Run,
+    as_stored,
+    check_idle,
+    digest,
+    judged,
+    kept,
+    recipe_options,
+    times,
+    trained,
+)
+from torch import nn
+from two_limits import compress_within
+
+from lowrank_course.compress import apply, fold_batch_norms
+from lowrank_course.data import write_text
+from lowrank_course.measure import count_parameters
+from lowrank_course.models import resnet18, save_weights
+from lowrank_course.recipes import RECIPES, machine
+
+
+def cut(run: Run, name: str) -> nn.Module:
+    """The compressed, not yet trained network of the run `name`, made once for all runs."""
+    b, limits = run.bench, run.settings[name]
+
+    def make() -> nn.Module:
+        if "latency" in limits:
+            check_idle()
+        return compress_within(b.dense, b.example, limits, b.calibration)
+
+    return kept(f"{name}-{digest([limits, b.about()])}", b, make)
+
+
+def tune(run: Run, key: str, model: nn.Module, seed: int, **options: Any) -> dict[str, Any]:
+    """Fine-tune `model` in place, with the dense network as its teacher, and judge it."""
+    options = {"teacher": run.bench.dense, **options}
+    label = f"{run.label}-{key}-{seed}"
+    log = trained(run.bench, label, model, run.settings["sizes"], seed, **options)
+    return {**log, **judged(run.bench, model)}
+
+
+def compressing(run: Run) -> Jobs:
+    """`compressed`, `extreme` and `latency`: cut, fine-tune with every seed, measure the time."""
+    b, rate = run.bench, run.settings[f"{run.name} rate"]
+
+    def first() -> dict[str, Any]:
+        small = cut(run, run.name)
+        plan = json.loads(small.plan.to_json())["rows"]  # type: ignore[union-attr, operator]
+        return {**judged(b, small, ("holdout",)), "plan": plan}
+
+    def tuned(seed: int) -> dict[str, Any]:
+        small = cut(run, run.name)
+        found = tune(run, "tuned", small, seed, learning_rate=rate)
+        if (run.name, seed) == ("compressed", 0):
+            found["sha256"] = ship(run, small, found)
+        return found
+
+    def timed() -> dict[str, Any]:
+        plain = {"dense": b.dense, "small": cut(run, run.name)}
+        x = b.example
+        folded = {f"{key}, folded": fold_batch_norms(m, x) for key, m in plain.items()}
+        return times({**plain, **folded}, x)
+
+    jobs: Jobs = {"dense": lambda: judged(b, b.dense), "cut": first}
+    jobs |= {f"tuned, seed {seed}": partial(tuned, seed) for seed in run.settings["seeds"]}
+    return {**jobs, "times": timed}
+
+
+def ship(run: Run, small: nn.Module, found: dict[str, Any]) -> str:
+    """Write the compressed network and its record as `load_resnet18` wants them; the SHA-256."""
+    b, name = run.bench, f"{run.bench.name}-compressed"
+    about = {
+        "width": RECIPES[b.name]["width"],
+        "classes": b.train.classes,
+        "evaluation_size": b.size,
+        "plan": small.plan.to_json(),  # type: ignore[union-attr, operator]
+    }
+    sha256 = save_weights(as_stored(small).state_dict(), run.out / f"{name}.safetensors", about)
+    record = {
+        "command": run.command,
+        "sha256": sha256,
+        "accuracy": {split: round(top1, 2) for split, top1 in found["accuracy"].items()},
+        "parameters": found["parameters"],
+        "macs": found["macs"],
+        "recipe": {
+            key: run.configuration[key] for key in ("compressed", "compressed rate", "sizes")
+        },
+        "seed": 0,
+        "data": b.about(),
+        "machine": machine(),
+        "log": found["log"],
+    }
+    write_text(run.out / f"{name}.json", json.dumps(record, indent=1))
+    return sha256
+
+
+def trials(run: Run) -> Jobs:
+    """Short fine-tunings at several learning rates, on held-out images."""
+
+    def one(name: str, rate: float) -> dict[str, Any]:
+        small, key = cut(run, name), f"{run.label}-{name}-{rate}"
+        options = {"teacher": run.bench.dense, "learning_rate": rate}
+        log = trained(run.bench, key, small, run.settings["trials"]["sizes"], 0, **options)
+        return {**log, **judged(run.bench, small, ("holdout",))}
+
+    rates = run.settings["trials"]["rates"]
+    return {f"{n}, rate {r}": partial(one, n, r) for n in ("compressed", "extreme") for r in rates}
+
+
+def controls(run: Run) -> Jobs:
+    """Is it the compression? Networks that get the compressed one's training, and one more each.
+
+    dense: the same extra epochs, taught by itself. narrow: a ResNet-18 with no more parameters
+    than the compressed network, trained as the dense one was and then tuned as the compressed
+    one. scratch: likewise the compressed architecture, from random (spectral) factors.
+    """
+    b, recipe = run.bench, RECIPES[run.bench.name]
+    rate = run.settings["compressed rate"]
+
+    def narrow() -> nn.Module:
+        limit, width = count_parameters(cut(run, "compressed")), 1
+        with torch.device("meta"):  # only to count
+            while count_parameters(resnet18(width + 1, len(b.train.classes))) <= limit:
+                width += 1
+        return resnet18(width, len(b.train.classes))
+
+    def scratch() -> nn.Module:
+        random = resnet18(recipe["width"], len(b.train.classes))
+        return apply(random, b.example, cut(run, "compressed").plan)  # type: ignore[arg-type]
+
+    def fresh(kind: str, build: Callable[[], nn.Module], seed: int) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        model = build()
+        key = f"{run.label}-{kind}-first-{seed}"
+        first = trained(b, key, model, recipe["sizes"], seed, **recipe_options(recipe))
+        found = tune(run, kind, model, seed, learning_rate=rate)
+        return {**found, "log": first["log"] + found["log"]}
+
+    def dense(seed: int) -> dict[str, Any]:
+        return tune(run, "dense", copy.deepcopy(b.dense), seed, learning_rate=rate)
+
+    jobs: Jobs = {}
+    for seed in run.settings["seeds"]:
+        jobs |= {
+            f"dense, seed {seed}": partial(dense, seed),
+            f"narrow, seed {seed}": partial(fresh, "narrow", narrow, seed),
+            f"scratch, seed {seed}": partial(fresh, "scratch", scratch, seed),
+        }
+    return jobs

@@ -1,0 +1,140 @@
+"""The recorded runs on compressed networks, one record each.
+
+    python benchmarks/runs.py trials             which learning rate? (held-out images only)
+    python benchmarks/runs.py compressed         at most 1.15 M parameters and 25 % of the MACs
+    python benchmarks/runs.py extreme            at most 0.5 M parameters
+    python benchmarks/runs.py latency            at most half the time
+    python benchmarks/runs.py controls           other networks, trained as the compressed one was
+    python benchmarks/runs.py ablations          one thing changed at a time, shorter trainings
+    python benchmarks/runs.py same_time          all in the time that results/seed.json took
+
+Several names run one after the other. A call goes on where the last one stopped. Choices are made
+on held-out training images; each final network sees the validation images once. `compressed` also
+writes the network that ships, with its record, into the folder --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablations import ablations
+from compressed import compressing, controls, trials
+from jobs import Bench, Jobs, Run, bench, finish, started
+from same_time import same_time
+
+from lowrank_course.cli import check_writable
+from lowrank_course.recipes import RECIPES, machine
+
+DENSE = 11_181_642  # parameters of ResNet-18 with ten classes
+
+PENALTIES = {"nuclear": 2e-3, "sparse": 5e-4, "orthogonal": 0.02}  # strengths, of `ablations`
+
+# Limits are shares of the dense network's cost; rates are the peaks of the fine-tuning, from
+# `trials`; sizes are pixels, one for each epoch.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "imagenette": {
+        "seeds": [0, 1, 2],
+        "sizes": [96] * 12 + [128] * 4,  # of the fine-tuning, whatever is tuned
+        "compressed": {"params": 1.15e6 / DENSE, "macs": 0.25},
+        "compressed rate": 0.03,
+        "extreme": {"params": 0.5e6 / DENSE},
+        "extreme rate": 0.03,
+        "latency": {"latency": 0.48},  # some margin: twice as fast is 0.5
+        "latency rate": 0.03,
+        "trials": {"sizes": [96, 96, 128], "rates": [0.015, 0.03, 0.06]},
+        "ablations": {
+            "budget": 0.25,  # of the MACs
+            "rate": 0.03,
+            "epochs": 3,
+            "size": 128,
+            "lengths": [1, 2, 5, 8],  # other numbers of epochs
+            "scratch": [96] * 8,  # training of thin factors
+            "preparing": [96] * 4,  # of the dense network, before the cut
+            **PENALTIES,
+        },
+    },
+    "digits": {  # to try the runs
+        "seeds": [0, 1],
+        "sizes": [32] * 4,
+        "compressed": {"params": 0.18, "macs": 0.35},
+        "compressed rate": 0.03,
+        "extreme": {"params": 0.12},
+        "extreme rate": 0.03,
+        "latency": {"latency": 0.95},
+        "latency rate": 0.03,
+        "trials": {"sizes": [32], "rates": [0.015, 0.06]},
+        "ablations": {
+            "budget": 0.4,
+            "rate": 0.03,
+            "epochs": 1,
+            "size": 32,
+            "lengths": [2],
+            "scratch": [32],
+            "preparing": [32],
+            **PENALTIES,
+        },
+    },
+}
+
+# Each run, and the settings that its record must agree with.
+RUNS: dict[str, tuple[Callable[[Run], Jobs], tuple[str, ...]]] = {
+    "trials": (trials, ("compressed", "extreme", "trials")),
+    "compressed": (compressing, ("compressed", "compressed rate", "sizes")),
+    "extreme": (compressing, ("extreme", "extreme rate", "sizes")),
+    "latency": (compressing, ("latency", "latency rate", "sizes")),
+    "controls": (controls, ("compressed", "compressed rate", "sizes")),
+    "ablations": (ablations, ("ablations",)),
+    "same_time": (same_time, ("compressed", "compressed rate", "sizes")),
+}
+
+
+def configuration(name: str, shared: Bench, path: Path) -> dict[str, Any]:
+    """What the record of a run must agree with. More seeds, or more ablations, may come later."""
+    settings = SETTINGS[shared.name]
+    found = {"run": name, "data": shared.about()} | {key: settings[key] for key in RUNS[name][1]}
+    if name in ("controls", "same_time"):
+        found["dense"] = RECIPES[shared.name]
+    if name == "same_time":
+        found["seconds"] = seconds_of_the_seed(path.with_name("seed.json"))
+    return found
+
+
+def seconds_of_the_seed(path: Path) -> float:
+    """How long the popular recipe trained, if that was on this machine."""
+    if not path.exists():
+        raise ValueError(f"{path} is not there: python benchmarks/seed.py --json {path}")
+    record, here = json.loads(path.read_text(encoding="utf-8")), machine()
+    if any(record["machine"][key] != here[key] for key in ("cpu", "threads")):
+        raise ValueError(f"{path} was recorded on another machine; record it here first")
+    return record["seconds"]["training"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("names", nargs="+", choices=RUNS, metavar="NAME", help=", ".join(RUNS))
+    parser.add_argument("--data", choices=SETTINGS, default="imagenette")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="for the records")
+    parser.add_argument("--out", type=Path, default=Path("trained"), help="for the network")
+    args = parser.parse_args(argv)
+    shared, runs = bench(args.data), []
+    for name in args.names:
+        file = f"{name}.json" if args.data == "imagenette" else f"{name}-{args.data}.json"
+        path = args.results / file
+        check_writable(path)  # this and what follows is told before hours of work
+        found = configuration(name, shared, path)
+        started(path, found)
+        runs.append(Run(name, shared, SETTINGS[args.data], found, path, args.out))
+    failed = []
+    for run in runs:
+        failed += finish(run, RUNS[run.name][0](run))
+    if failed:
+        print(f"left for another call: {'; '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,95 @@
+"""What the course's way reaches in the time that the popular recipe took."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jobs import Jobs, Run, check_idle, digest, judged, recipe_options, trained
+from torch import nn
+from two_limits import compress_within
+
+from lowrank_course.models import resnet18
+from lowrank_course.recipes import RECIPES
+from lowrank_course.train import train
+
+
+def same_time(run: Run) -> Jobs:
+    """Dense training, compression and fine-tuning in the time that the popular recipe took.
+
+    The epochs of both recipes are cut by one factor, so that the time at the pace of this machine
+    is a little less than that. Both are trained in float32 where bfloat16 does not pay (`bf16`).
+    """
+    b, recipe = run.bench, RECIPES[run.bench.name]
+
+    def network() -> Any:
+        torch.manual_seed(0)
+        model = resnet18(recipe["width"], len(b.train.classes))
+        model.evaluation_size = recipe["evaluation_size"]
+        return model
+
+    def pace() -> dict[str, Any]:
+        """Seconds for an epoch by size, without and with a teacher; a dense network is timed."""
+        check_idle()
+        few = b.train.select(np.arange(min(len(b.train), 512)))
+        laps: dict[str, float] = {}
+        for size, teacher in _laps(recipe["sizes"], False) | _laps(run.settings["sizes"], True):
+            given = network() if teacher else None
+            log = train(network(), few, 1, size, teacher=given, progress=False)
+            laps[f"{size} {teacher}"] = log[0]["seconds"] * len(b.train) / len(few)
+        whole = sum(laps[f"{size} False"] for size in recipe["sizes"])
+        whole += sum(laps[f"{size} True"] for size in run.settings["sizes"])
+        share = min(1.0, 0.95 * run.configuration["seconds"] / whole)
+        return {
+            "laps": laps,
+            "share": share,
+            "dense": _shortened(recipe["sizes"], share),
+            "tune": _shortened(run.settings["sizes"], share),
+        }
+
+    def dense_part() -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+        """The dense network, trained, its log, and what `pace` found."""
+        paced = json.loads(run.path.read_text(encoding="utf-8"))["jobs"].get("pace")
+        if paced is None:
+            raise RuntimeError("the pace is not measured yet; call again on an idle machine")
+        model, key = network(), f"{run.label}-dense-{digest(paced['dense'])}"
+        log = trained(b, key, model, paced["dense"], 0, **recipe_options(recipe))
+        return model, log, paced
+
+    def dense() -> dict[str, Any]:
+        model, log, _ = dense_part()
+        return {**log, **judged(b, model)}
+
+    def whole() -> dict[str, Any]:
+        model, first, paced = dense_part()
+        own = replace(b, dense=model)
+        start = time.perf_counter()
+        cut = compress_within(model.eval(), b.example, run.settings["compressed"], b.calibration)
+        seconds = {"dense": _sum(first), "compress": time.perf_counter() - start}
+        options = {"teacher": model, "learning_rate": run.settings["compressed rate"]}
+        key = f"{run.label}-tune-{digest(paced)}"
+        log = trained(own, key, cut, paced["tune"], 0, **options)
+        seconds["tune"] = _sum(log)
+        seconds["all"] = sum(seconds.values())
+        return {**log, **judged(b, cut), "seconds": seconds}
+
+    return {"pace": pace, "dense": dense, "whole": whole}
+
+
+def _laps(sizes: Sequence[int], teacher: bool) -> dict[tuple[int, bool], None]:
+    return dict.fromkeys((size, teacher) for size in sizes)
+
+
+def _shortened(sizes: Sequence[int], share: float) -> list[int]:
+    """The same schedule with `share` of its epochs: at least one at each size."""
+    counts = {size: max(1, int(share * sizes.count(size))) for size in dict.fromkeys(sizes)}
+    return [size for size, count in counts.items() for _ in range(count)]
+
+
+def _sum(found: dict[str, Any]) -> float:
+    return sum(epoch["seconds"] for epoch in found["log"])
