@@ -23,8 +23,9 @@
 # - adapt a network with an update of low rank (LoRA), and count what you train;
 # - name the cases where low rank does not help.
 #
-# **You need:** [chapter 02](02_svd.ipynb) (truncated SVD, energy, break-even rank). Chapter 07 looks
-# at responses in depth; what you need of it is repeated here.
+# **You need:** [chapter 02](02_svd.ipynb) (truncated SVD, energy, break-even rank). [Chapter
+# 07](07_responses_not_weights.ipynb) looks at responses in depth. What you need of it is repeated
+# here.
 #
 # **Time:** 25 minutes to read, about 1 minute to run.
 
@@ -63,9 +64,9 @@ _ = torch.manual_seed(0)
 # of scikit-learn. All of this chapter uses them, on every machine: nothing is downloaded.
 #
 # The image is cut into patches. Each becomes a **token**, a vector of numbers. In **attention** the
-# tokens look at each other: each asks with its *query* $q$, all answer with their *key* $k$, and the
-# better the two match, the more of the *value* $v$ is passed on. Several **heads** do so side by side,
-# each with its own part of the numbers.
+# tokens look at each other. Each token asks with its *query* $q$, and all answer with their *key* $k$.
+# The better the two match, the more of the *value* $v$ is passed on. Several **heads** do so side by
+# side, each with its own part of the numbers.
 
 # %%
 class Attention(nn.Module):
@@ -336,10 +337,14 @@ by_package = layers.channel_from_basis(down, response_basis(W, A, 8))
 assert relative_error(by_package(new).detach(), found["whitened"]) < 1e-6
 
 # %% [markdown]
+# **Explain.** From line to line, a way knows more about the inputs: nothing; their typical sizes; how
+# they vary together; and their mean besides. The error falls with it.
+#
 # ## 4. Attention is factorised already
 #
-# How well do two tokens $a$ and $b$ match? One head computes
-# $(W_q a)^\top (W_k b) = a^\top (W_q^\top W_k)\, b$. In between stands a 64 × 64 matrix.
+# How well do two tokens $a$ and $b$ match? Let $W_q$ and $W_k$ be the weights of the query and key
+# layers of one head. It computes $(W_q a)^\top (W_k b) = a^\top (W_q^\top W_k)\, b$. In between stands
+# a 64 × 64 matrix.
 #
 # **Predict.** What is its rank?
 
@@ -351,11 +356,11 @@ between = W_q.T @ W_k                                        # (64, 64), of the 
 print("shape", tuple(between.shape), "rank", linalg.numerical_rank(between))
 
 # %% [markdown]
-# **Explain.** 16, the width of a head. $W_q$ and $W_k$ *are* the two thin factors; nobody multiplies
-# them out. Attention was born factorised, and a head that is too narrow is a rank that is too small
-# (Bhojanapalli et al., 2020).
+# **Explain.** 16, the width of a head. $W_q$ and $W_k$ *are* the two thin factors, and nobody
+# multiplies them out. Attention is factorised from the start. A head that is too narrow is a rank that
+# is too small (Bhojanapalli et al., 2020).
 #
-# There is another place. While a language model writes, it keeps $k$ and $v$ of all earlier tokens,
+# There is another place for a low rank. While a language model writes, it keeps $k$ and $v$ of all earlier tokens,
 # the **key-value cache**. For long texts it can take more memory than the weights. But $k$ and $v$
 # come from the same $x$. Stack $W_k$ and $W_v$, cut the stack, and keep $r$ numbers a token in place
 # of 128. (DeepSeek-V2 is built and trained like that.)
@@ -499,8 +504,9 @@ plots.curves(
 
 # %% [markdown]
 # **Explain.** The update that free training finds is *not* of low rank. But updates of low rank that
-# do the same exist, and training finds them if nothing else is allowed. So do not train freely and
-# cut afterwards. Set the rank first, then train, as chapter 08 does with a compressed network.
+# do the same exist, and training finds them if nothing else is allowed. So if you want a thin update,
+# set the rank first and then train. [Chapter 08](08_retraining.ipynb) does the same with a compressed
+# network.
 #
 # Two more things to know. LoRA does not compress: $W$ is still there. But it costs nothing when the
 # network runs, because $W + BA$ is one matrix. And it has limits: on large changes of task, full
@@ -540,8 +546,8 @@ assert count_macs(adapted, images) == count_macs(network, images)
 # $2 n^2 d$ MACs for $n$ tokens of width $d$. Its linear layers and the MLP take $12 n d^2$. No
 # factorised weight makes the first part cheaper.
 #
-# **Predict.** A common vision transformer has width 768 and 197 tokens. What share of a block can low
-# rank work on? And with 16,384 tokens, a long text?
+# **Predict.** A common vision transformer has width 768 and 197 tokens. On what share of a block's
+# MACs can low rank work? And with 16,384 tokens, a long text?
 
 # %% tags=["nbval-check-output"]
 def block_macs(tokens, width):
@@ -578,7 +584,7 @@ print(f"of I + W: {linalg.numerical_rank(identity + update)}")
 #
 # **Where there is little to save.** A depthwise convolution is one small filter a channel. A square
 # linear layer gains nothing above half of its rank. A table of word vectors is looked up, not
-# multiplied: two factors make its file smaller, and each look-up dearer.
+# multiplied: two factors make its file smaller, but each look-up needs more work.
 #
 # Whether a layer can be cut depends on its weights *and* its data. Measure it: section 2 takes seconds.
 
@@ -594,7 +600,7 @@ assert linalg.break_even_rank(64, 64) == 32
 # 1. A linear layer is a matrix already; `compress` cuts a transformer as it cuts a ResNet.
 # 2. Here, too, the weights are hardly low-rank, and the responses are.
 # 3. Whitening and response PCA are one method: $U_r U_r^\top W$.
-# 4. LoRA trains a thin update beside a frozen network: few numbers to store, none to run.
+# 4. LoRA trains a thin update beside a frozen network: few numbers to store, no extra cost to run.
 # 5. Low rank saves nothing where the cost is not in a matrix of weights, or where all directions count.
 #
 # ## Check yourself
@@ -645,9 +651,9 @@ assert torch.isfinite(response_pca(torch.ones(2, 2).double(), dead, 1)).all()
 # Turn the digits upside down, or make them negatives. Which rank do you need? Then try another set of
 # layers: updates in the last two stages only, or in the $1 \times 1$ convolutions.
 #
-# **The way on.** Chapter 11 (coming) asks for a network of your own. If you came here first: chapter
-# [05](05_factorizing.ipynb) factorises convolutions, chapter [08](08_retraining.ipynb) wins accuracy
-# back.
+# **The way on.** [Chapter 11](11_capstone.ipynb) asks for a network of your own. If you came here
+# first: [chapter 05](05_factorizing.ipynb) factorises convolutions, and [chapter
+# 08](08_retraining.ipynb) wins accuracy back.
 #
 # ## References
 #
