@@ -20,8 +20,8 @@ from lowrank_course.ranks import Choice
 from lowrank_course.responses import Batches
 from lowrank_course.weighted import way
 
-WEIGHTS = np.linspace(0, 1, 21)  # w above
-BUDGETS = np.arange(1, 0.5, -0.02)  # of the mixture
+WEIGHTS = np.linspace(0, 1, 41)  # w above
+BUDGETS = np.arange(1, 0.5, -0.01)  # of the mixture
 
 
 def compress_within(

@@ -344,7 +344,8 @@ def test_ablations_hold_what_the_chapters_ask_for(few):
 @pytest.mark.parametrize(
     "key",
     ["ours", "weights", "ours, recalibrated", "channel, uniform", "channel, weight errors",
-     "int8", "times", "scratch, random, Frobenius decay", "prepared, nuclear norm", "prepared, orthogonality"],
+     "int8", "times", "scratch, random, Frobenius decay", "prepared, nuclear norm",
+     "prepared, orthogonality"],
 )  # fmt: skip
 def test_an_ablation(few, tiny, key):
     found = few[key]()
