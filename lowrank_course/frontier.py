@@ -57,7 +57,8 @@ def frontier(
     """Compress the shipped network by every method to every budget (of MACs), and measure.
 
     The record is written to `path` after every network; a second call goes on where one stopped.
-    A method that fails at a budget leaves its message in place of the figures.
+    A method that fails at a budget leaves its message in place of the figures; the next call tries
+    it again.
 
     Returns
     -------
@@ -145,7 +146,7 @@ def _started(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         same = all(record[key] == about[key] for key in about)
-        record["points"]
+        record["points"] = [point for point in record["points"] if "failed" not in point]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no record of a frontier: delete it, or name another"
