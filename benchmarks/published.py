@@ -82,16 +82,12 @@ def by_rule(
     price, room = prices(dense, example, budget)
     rule = make(convs)
 
-    def cheaper(knob: float) -> dict[str, Any]:
-        chosen = rule(knob).items()
-        return {n: r for n, r in chosen if price(n, form, r) < price(n, "dense", 0)}
+    def cost(knob: float) -> int:
+        return sum(min(price(n, form, r), price(n, "dense", 0)) for n, r in rule(knob).items())
 
-    def cost(chosen: Mapping[str, Any]) -> float:
-        asked = {n: (form, chosen[n]) if n in chosen else ("dense", 0) for n in convs}
-        return sum(price(n, *each) for n, each in asked.items())
-
-    chosen = cheaper(highest(lambda knob: cost(cheaper(knob)) <= room))
-    return swapped(dense, {n: way(convs[n], form, None).build(r) for n, r in chosen.items()})
+    chosen = rule(highest(lambda knob: cost(knob) <= room)).items()
+    cheaper = {n: r for n, r in chosen if price(n, form, r) < price(n, "dense", 0)}
+    return swapped(dense, {n: way(convs[n], form, None).build(r) for n, r in cheaper.items()})
 
 
 def prices(
@@ -167,12 +163,8 @@ def evbmf(S: Tensor, rows: int, columns: int) -> int:
         x = S**2 / (columns * noise)
         above, below = x[x > edge], x[x <= edge]
         t = (above - (1 + a) + ((above - (1 + a)) ** 2 - 4 * a).sqrt()) / 2
-        return float(
-            (below - below.log()).sum()
-            + (above - t).sum()
-            + ((t + 1) / above).log().sum()
-            + a * (t / a + 1).log().sum()
-        )
+        out = above - t + ((t + 1) / above).log() + a * (t / a + 1).log()
+        return float((below - below.log()).sum() + out.sum())
 
     tried = float(S.square().sum()) / (rows * columns) * np.logspace(-3, 0, 300)
     return int((S**2 > columns * edge * min(tried, key=misfit)).sum())
