@@ -283,15 +283,14 @@ def make_loader(
             transform = v2.Compose([transform, v2.RandomHorizontalFlip()])
     normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
-    def collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-        batch = torch.stack([transform(image) for image, _ in items])  # (N, 3, s, s) uint8
-        return normalise(batch), torch.tensor([label for _, label in items])
+    def pack(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        batch = normalise(torch.stack([transform(image) for image, _ in items]))  # (N, 3, s, s)
+        batch = batch.contiguous(memory_format=torch.channels_last)  # which CPUs prefer
+        return batch, torch.tensor([label for _, label in items])
 
-    generator = torch.Generator().manual_seed(seed)
-    whole = augment and len(images) > batch_size  # no last, smaller batch while training
-    return DataLoader(
-        images, batch_size, augment, collate_fn=collate, generator=generator, drop_last=whole
-    )
+    order = torch.Generator().manual_seed(seed)
+    even = augment and len(images) > batch_size  # no last, smaller batch while training
+    return DataLoader(images, batch_size, augment, collate_fn=pack, generator=order, drop_last=even)
 
 
 def to_picture(image: Tensor) -> np.ndarray:

@@ -1,0 +1,770 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 07 · Responses, not weights
+#
+# **The question:** Why does plain SVD lose so much?
+#
+# Chapter 05 cut every kernel as well as a matrix can be cut, and the network lost much of its
+# accuracy. The mathematics is right. But it answers the wrong question. A network is not asked for
+# its weights. It is asked for its answers to real images.
+#
+# **After this chapter you can**
+#
+# - measure how many directions a layer's responses need, and compare with its weights;
+# - cut a layer by the PCA of its responses, in the units of the batch norm behind it;
+# - let the network itself say which errors count (the two-sided cut);
+# - see errors add up from layer to layer, and mend them by regression, front to back;
+# - re-estimate batch norms without deceiving yourself, and say what that costs.
+#
+# **You need:** the channel form ([chapter 05](05_factorizing.ipynb)) and PCA ([chapter
+# 02](02_svd.ipynb)). KL and the Fisher information come from [chapter
+# 06](06_choosing_ranks.ipynb); both are explained again in a line.
+#
+# **Time:** 35 minutes to read, about 2 minutes to run.
+
+# %%
+import importlib.util
+
+if importlib.util.find_spec("lowrank_course") is None:  # on Colab, in a copy of the course
+    print("Installing the course's package")
+    # %pip install --quiet --no-deps .. tensorly
+
+# %%
+import copy
+import os
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+from torch import nn
+from torch.nn import functional as F
+
+from lowrank_course import compress, data, layers, linalg, load_resnet18, plots, responses
+from lowrank_course.measure import count_macs
+from lowrank_course.refit import refit
+from lowrank_course.weighted import Response, way
+
+plots.style()
+_ = torch.set_grad_enabled(False)                    # nothing is trained in this chapter
+
+# %% [markdown]
+# ## 1. Weights against responses
+#
+# The outputs on this page were made with the network and the photographs of Imagenette. Without
+# them the handwritten digits take their place: a narrower network, simpler images, other numbers.
+# `statistics` are training images; labels are not used. `judge` are training images that were held
+# out. The published validation images are not touched.
+
+# %%
+name = data.find_data()
+dense = load_resnet18(name)
+quick = os.environ.get("LOWRANK_PROFILE") == "smoke"
+size = min(128, dense.evaluation_size)               # pixels
+per_class = {"statistics": 15, "judge": 30}
+if name == "digits":
+    per_class = {"statistics": 25, "judge": 10}
+elif quick:
+    per_class = {"statistics": 5, "judge": 5}
+
+batches, shuffle = {}, np.random.default_rng(0)
+for key, split in {"statistics": "train", "judge": "holdout"}.items():
+    images = data.balanced_subset(data.load_images(split, name), per_class[key])
+    images = images.select(shuffle.permutation(len(images)))     # else one class after the other
+    batches[key] = list(data.make_loader(images, 50, size))
+convs = {n: layer for n, layer in dense.named_modules() if isinstance(layer, nn.Conv2d)}
+print(f"{name}, {size} px, {len(convs)} convolutions, images of each class: {per_class}")
+
+# %% [markdown]
+# A **response** of a layer is what it gives out at one place of one image: a vector $y$ with one
+# number for each of the $O$ output channels. All places of all images make a cloud of points in $O$
+# dimensions. If the cloud is flat, few directions are enough.
+#
+# Its **covariance** says how flat it is. The eigenvectors of this matrix are the main directions of
+# the cloud, and its eigenvalues are the variances along them: that is PCA (chapter 02). You never
+# need to keep the cloud itself. Sums of $y$ and of $y\,y^T$ are enough, batch by batch.
+
+# %%
+def rows(output):                                    # (N, O, H, W) -> (N*H*W, O)
+    return output.movedim(1, -1).flatten(0, 2)
+
+
+def alike(a, b):                                     # up to rounding
+    return bool((a - b).norm() <= 1e-3 * b.norm())
+
+
+# %%
+def covariances(model, batches):
+    sums = {n: [0, 0, 0] for n in convs}             # count, sum of y, sum of y y^T
+
+    def add(n, output):
+        y = rows(output).double()
+        for i, term in enumerate((len(y), y.sum(0), y.T @ y)):
+            sums[n][i] = sums[n][i] + term
+
+    hooks = [model.get_submodule(n).register_forward_hook(lambda m, given, out, n=n: add(n, out))
+             for n in convs]
+    for images, _ in batches:
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return {n: (s / count, S / count - (s / count).outer(s / count))         # mean, covariance
+            for n, (count, s, S) in sums.items()}
+
+
+# %%
+by_hand = covariances(dense, batches["statistics"][:1])
+packaged = responses.covariances(dense, batches["statistics"][:1], list(convs))
+same = all(alike(a, b) for n in convs for a, b in zip(by_hand[n], packaged[n], strict=True))
+print("same as responses.covariances:", same)
+moments = responses.covariances(dense, batches["statistics"], list(convs))     # of all images
+
+# %% [markdown]
+# **Predict.** How much of its full rank does a kernel need to hold 90 % of its energy? And how many
+# of the $O$ directions do its responses need for 90 % of their variance? Guess two numbers.
+
+# %%
+need = {"weights": [], "responses": []}              # % of the full rank
+for n in convs:
+    S = torch.linalg.svdvals(layers.layer_matrix(convs[n], "channel"))
+    variances = torch.linalg.eigvalsh(moments[n][1]).flip(0).clamp(min=0)
+    for key, values in {"weights": S, "responses": variances.sqrt()}.items():  # energy squares them
+        need[key].append(100 * linalg.rank_for_energy(values, 0.9) / len(S))
+median = {key: float(np.median(values)) for key, values in need.items()}
+for key, values in need.items():
+    print(f"{key:9} need {min(values):.0f} to {max(values):.0f} %, median {median[key]:.0f} %")
+
+# %%
+figure = Figure(figsize=(9, 4))
+axes = figure.subplots()
+axes.vlines(range(20), need["responses"], need["weights"], "#C8C8C8", linewidth=4, zorder=0)
+for key, marker, colour in (("weights", "s", plots.GREY), ("responses", "o", plots.COLOURS[0])):
+    axes.scatter(range(20), need[key], s=70, marker=marker, color=colour, label=key, zorder=3)
+axes.set(ylabel="rank that holds 90 % of the energy\n(% of the full rank)", ylim=(0, 100))
+axes.set_xticks(range(20), [n.replace("layer", "").replace(".conv", ".")
+                            .replace("downsample.0", "d") for n in convs], rotation=90)
+axes.set_xlabel("convolution: stage, block, number (d: downsample)")
+figure.legend(loc="outside upper center", ncols=2)
+plots.show(
+    figure,
+    "For each of 20 convolutions, the rank that holds 90 % of the energy. At the median, the "
+    f"weights need {median['weights']:.0f} % of the full rank, the responses "
+    f"{median['responses']:.0f} %.",
+)
+
+# %% [markdown]
+# **Explain.** Keep this picture. **The weights of a trained network are hardly low-rank. Its
+# responses are.** The kernel could answer to inputs of every kind. But real images use few patterns
+# (neighbouring pixels are alike, edges are everywhere). And each layer sees only what the layers
+# before it let through. A direction of the kernel that hardly any image uses still costs
+# rank, and gives next to nothing.
+#
+# ## 2. The best cut for real inputs
+#
+# Plain SVD makes $\|W - W'\|$ small. What you want small is the error of the responses,
+# $\mathrm{E}\,\|W x - W' x\|^2$: the mean ($\mathrm{E}$) over real patches $x$. There are two ways
+# to the best $W'$ of rank $r$.
+#
+# - **Responses** (Zhang et al., 2016). Let $U$ hold the $r$ leading eigenvectors of
+#   $\mathrm{E}[y\,y^T]$, with $y = W x$. Then $U U^T y$ is the best copy of $y$ from $r$ numbers.
+#   This is PCA without taking off the mean. So $W' = U \, (U^T W)$, already two factors.
+# - **Whitening** (Wang et al., 2025, for language models: SVD-LLM). Write
+#   $A = \mathrm{E}[x x^T] = L L^T$, with a triangular $L$ (Cholesky). Then
+#   $\mathrm{E}\,\|(W - W')\,x\|^2 = \|(W - W')\,L\|^2$. So cut $W L$ by the SVD, and undo $L$:
+#   multiply by $L^{-1}$ from the right.
+#
+# **Predict.** The first needs a matrix of size $O \times O$. The second needs one of size
+# $C k k \times C k k$, here nine times as wide. Which one gives the smaller error?
+
+# %%
+def run_through(network, images):                    # {layer: (its input, its output)}
+    kept = {}
+    hooks = [network.get_submodule(n).register_forward_hook(
+        lambda layer, given, output, n=n: kept.update({n: (given[0], output)})) for n in convs]
+    network(images)
+    for hook in hooks:
+        hook.remove()
+    return kept
+
+
+# %%
+conv = convs["layer1.0.conv1"]
+inputs, _ = run_through(dense, batches["statistics"][0][0])["layer1.0.conv1"]
+x = F.unfold(inputs, 3, padding=1).movedim(1, 2).flatten(0, 1).double()     # (places, C*k*k)
+W = layers.layer_matrix(conv, "channel")             # (O, C*k*k)
+y = x @ W.T                                          # (places, O)
+A = x.T @ x / len(x)
+U = torch.linalg.eigh(y.T @ y)[1].flip(1)            # largest first
+tiny = 1e-9 * A.diagonal().mean()                    # so that a root exists in any case
+L = torch.linalg.cholesky(A + tiny * torch.eye(len(A)).double())
+P, S, Qh = torch.linalg.svd(W @ L, full_matrices=False)
+
+# %%
+lost, apart = {}, {}
+print("share of the squared responses that is lost, at a quarter and a half of the rank")
+for r in (len(W) // 4, len(W) // 2):
+    plain = linalg.low_rank(W, r)
+    response = U[:, :r] @ (U[:, :r].T @ W)
+    undone = torch.linalg.solve_triangular(L, Qh[:r], upper=False, left=False)  # Qh @ L^-1
+    whitened = (P[:, :r] * S[:r]) @ undone
+    lost[r] = [float((x @ (W - other).T).square().sum() / y.square().sum())
+               for other in (plain, response, whitened)]
+    apart[r] = float((response - whitened).norm() / whitened.norm())
+    print("rank {:2d}: plain {:.4f}, responses {:.6f}, whitening {:.6f}".format(r, *lost[r]))
+    print(f"         relative distance of the last two matrices: {apart[r]:.0e}")
+
+# %% [markdown]
+# **Explain.** They are the same. With $W L = P\,S\,Q^T$ you get
+# $\mathrm{E}[y\,y^T] = W A W^T = P\,S^2 P^T$. So the left singular vectors of $W L$ *are* the
+# leading directions of the responses. Take the small matrix. Both lose clearly less than plain SVD.
+
+# %% [markdown]
+# ## 3. In the units of the batch norm
+#
+# Behind each convolution stands a batch norm. It multiplies channel $i$ by
+#
+# $$d_i = \gamma_i / \sqrt{\mathrm{var}_i + \epsilon}$$
+#
+# with the scale $\gamma_i$ that it learned and the variance that it stored. If one channel is
+# multiplied by 5 and another by 1, an error in the first grows five times as large. So count errors
+# behind the batch norm. Let $D$ be the diagonal matrix of the $d_i$. Take $U$ from the leading
+# eigenvectors of $D\,\mathrm{Cov}(y)\,D$, and undo $D$ behind:
+#
+# $$y' = \mu + D^{-1} U U^T D\,(y - \mu)$$
+#
+# Here $\mu$ is the mean of $y$. It is kept, whatever the rank. Two traps wait. Some $d_i$ may be
+# nearly 0, and you divide by them: give them a floor. And a layer may have a bias $b$ of its own:
+# then $W x = y - b$.
+
+# %%
+def as_layers(conv, encode, decode, mean):           # encode (r, O), decode (O, r)
+    W = layers.layer_matrix(conv, "channel")
+    own = 0 if conv.bias is None else conv.bias.double()
+    bias = mean - decode @ (encode @ (mean - own))   # so that the mean is kept
+    return layers.from_factors(conv, "channel", decode, encode @ W, bias)
+
+
+def response_pca(conv, rank, mean, covariance, scale):
+    D = scale.double()
+    floor = 1e-3 * D.abs().max()
+    D = torch.where(D.abs() < floor, floor, D)       # a channel that is hidden behind
+    U = torch.linalg.eigh(D[:, None] * covariance * D)[1].flip(1)[:, :rank]    # (O, r)
+    return as_layers(conv, U.T * D, U / D[:, None], mean)
+
+
+# %%
+def batch_norm_behind(n):                            # in a ResNet
+    block, _, last = n.rpartition(".")
+    parent, last = dense.get_submodule(block), last.replace("conv", "bn").replace("0", "1")
+    return parent.get_submodule(last)
+
+
+def scale_behind(n):                                 # d, (O,)
+    norm = batch_norm_behind(n)
+    return norm.weight / (norm.running_var + norm.eps).sqrt()
+
+
+probe = "layer2.0.conv1"
+full = len(scale_behind(probe))
+noise = torch.randn(2, convs[probe].in_channels, 9, 9)
+exact = response_pca(convs[probe], full, *moments[probe], scale_behind(probe))
+print("exact at full rank:", alike(exact(noise), convs[probe](noise)))
+d = scale_behind(probe).abs()
+print(f"the batch norm multiplies by {d.min():.3f} to {d.max():.3f}")
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+assert same and len(convs) == 20 and A.shape == (9 * conv.in_channels,) * 2
+assert median["responses"] < 0.6 * median["weights"] and median["weights"] > 60
+assert all(a < b for a, b in zip(need["responses"], need["weights"], strict=True)) or quick
+for plainly, by_responses, by_whitening in lost.values():
+    assert abs(by_responses / by_whitening - 1) < 1e-3 and by_responses < 0.7 * plainly
+assert max(apart.values()) < 1e-2
+biased = nn.Conv2d(4, 6, 3, padding=1).double()
+z = torch.randn(8, 4, 9, 9, dtype=torch.float64)
+given = rows(biased(z))
+mean, covariance = given.mean(0), torch.cov(given.T, correction=0)
+for scale in (torch.tensor([0.0, 1e-9, -2.0, 1.0, 0.5, 3.0]), torch.ones(6)):
+    assert torch.allclose(response_pca(biased, 6, mean, covariance, scale)(z), biased(z))
+    for r in (1, 3):
+        out = rows(response_pca(biased, r, mean, covariance, scale)(z))
+        assert torch.isfinite(out).all() and torch.allclose(out.mean(0), mean)
+behind = responses.following_batch_norms(dense, batches["judge"][0][0])
+assert all(behind[n] is batch_norm_behind(n) for n in convs)
+assert alike(exact(noise), convs[probe](noise))
+
+# %% [markdown]
+# ## 4. Let the network say what counts
+#
+# The batch norm is only the first thing behind a layer. ReLU, the next layers and the classes
+# follow. How much of an error reaches the *answers*, the ten shares that softmax gives?
+#
+# Chapter 06 measured it. Let $g$ be the gradient, at $y$, of the log of the answer's share. Then
+# $G = \mathrm{E}[g\,g^T]$ is the **Fisher information**. To second order, an error $e$ in $y$ moves
+# the answers by $\tfrac12 e^T G e$ nats, the unit of KL.
+#
+# So take the root of $G$, the symmetric matrix $H$ with $H H = G$, and put it in the place of $D$.
+# This is the **two-sided** cut. What comes in counts through the covariance. What follows counts
+# through $G$. A small *ridge*, added to the diagonal of $G$, makes sure that $H$ can be undone.
+
+# %%
+def two_sided(conv, rank, mean, covariance, G):
+    H, H_inverse = linalg.matrix_root(G, ridge=1e-3)                           # (O, O)
+    U = torch.linalg.eigh(H @ covariance @ H)[1].flip(1)[:, :rank]             # (O, r)
+    return as_layers(conv, U.T @ H, H_inverse @ U, mean)
+
+
+sensitivity = responses.sensitivities(dense, batches["statistics"], list(convs))     # G
+quarter = full // 4
+ours = two_sided(convs[probe], quarter, *moments[probe], sensitivity[probe])
+known = Response(*moments[probe], sensitivity[probe], None)
+package = way(convs[probe], "channel", known).build(quarter)
+print("same as the package:", alike(ours(noise), package(noise)))
+
+# %% [markdown]
+# **Predict.** Should you apply $D$ as well, since a batch norm follows?
+
+# %%
+def gradients_around(n, images):                     # before and behind the batch norm
+    kept = []
+
+    def keep_a_copy(module, given, output):          # the ReLU behind changes its input in place
+        kept.append(output)
+        return output.clone()
+
+    hooks = [m.register_forward_hook(keep_a_copy) for m in (convs[n], batch_norm_behind(n))]
+    with torch.enable_grad():
+        log_p = dense(images).log_softmax(1)         # (N, 10)
+        answer = log_p.detach().exp().multinomial(1)              # drawn, as in chapter 06
+        gradients = torch.autograd.grad(log_p.gather(1, answer).sum(), kept)
+    for hook in hooks:
+        hook.remove()
+    return [rows(g).double() for g in gradients]     # (places, O) each
+
+
+# %%
+at_conv, at_norm = gradients_around(probe, batches["judge"][0][0])
+D = torch.diag(scale_behind(probe).double())
+G_before, G_behind = at_conv.T @ at_conv, at_norm.T @ at_norm
+agree = alike(D @ G_behind @ D, G_before)
+print("G before the batch norm is D G D with the G behind it:", agree)
+
+# %% [markdown]
+# **Explain.** No. The gradient flows back *through* the batch norm, so it carries $D$ already. To
+# apply $D$ again would count it twice.
+#
+# Now cut one layer to a quarter of its rank in four ways. The rest of the network stays dense.
+# Measure three errors: of $y$, of $y$ in the units of the batch norm, and of the answers. The last
+# is the KL from the dense network's answers (chapter 06).
+#
+# **Predict.** Which cut makes which of the three errors smallest?
+
+# %%
+def log_answers(network, batches):
+    return torch.cat([network(images).log_softmax(1) for images, _ in batches])          # (N, 10)
+
+
+reference = log_answers(dense, batches["judge"])
+
+
+def divergence(answers):                             # KL in nats, one number an image
+    log_p = reference[: len(answers)]
+    return (log_p.exp() * (log_p - answers)).sum(1)                                      # (N,)
+
+
+# %%
+def ways_to_cut(n, r):                               # {name: function that builds the layers}
+    return {
+        "weights": lambda: layers.factorise(convs[n], "channel", r),
+        "responses": lambda: response_pca(convs[n], r, *moments[n], torch.ones_like(moments[n][0])),
+        "batch-norm units": lambda: response_pca(convs[n], r, *moments[n], scale_behind(n)),
+        "two-sided": lambda: two_sided(convs[n], r, *moments[n], sensitivity[n]),
+    }
+
+
+# %%
+two = batches["judge"][:2]                           # 100 images are enough here
+given, target = run_through(dense, two[0][0])[probe]
+target = rows(target).double()                       # (places, O)
+varying = target - target.mean(0)
+one_layer = {}
+print(f"{probe} at rank {quarter}:  squared error   in batch-norm units   KL (nats)")
+for key, build in ways_to_cut(probe, quarter).items():
+    network = copy.deepcopy(dense)
+    network.set_submodule(probe, build())
+    e = rows(network.get_submodule(probe)(given)).double() - target
+    one_layer[key] = [float((e * d).square().sum() / (varying * d).square().sum())
+                      for d in (1, scale_behind(probe))]
+    one_layer[key].append(float(divergence(log_answers(network, two)).mean()))
+    print(f"{key:18}" + "{:17.3f}{:19.3f}{:16.5f}".format(*one_layer[key]))
+
+# %% [markdown]
+# **Explain.** Each of the last three cuts is best, or nearly, at what it was made for, and these
+# are images that it has not seen. The cut of the weights is best at none of the three: it was made
+# for the kernel. The two-sided cut makes larger errors in $y$ than the cut by responses. But it
+# makes them where the answers feel them less.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+assert agree and alike(ours(noise), package(noise))
+assert all(one_layer["weights"][i] > min(v[i] for v in one_layer.values()) for i in range(3))
+assert one_layer["two-sided"][0] > one_layer["responses"][0]
+assert one_layer["responses"][0] <= 1.05 * min(v[0] for v in one_layer.values())
+assert one_layer["batch-norm units"][1] <= 1.1 * min(v[1] for v in one_layer.values())
+assert one_layer["two-sided"][2] < one_layer["weights"][2]
+if name == "imagenette" and not quick:
+    assert one_layer["two-sided"][2] < 1.1 * min(v[2] for v in one_layer.values())
+
+# %% [markdown]
+# ## 5. Errors add up
+#
+# Now cut the whole network. Every layer keeps the same share of its full rank. The ranks are the
+# same in all four ways of cutting, and so are the MACs. Only the directions differ.
+
+# %%
+example = batches["judge"][0][0][:1]
+share = 0.6 if name == "digits" else 0.3
+
+
+def cut(key):
+    small = copy.deepcopy(dense)
+    for n in convs:
+        tall, wide = layers.layer_matrix(convs[n], "channel").shape            # O, C*k*k
+        r = max(1, round(share * min(tall, wide)))
+        if r < linalg.break_even_rank(tall, wide):   # else it stays dense
+            small.set_submodule(n, ways_to_cut(n, r)[key]())
+    return small
+
+
+networks = {key: cut(key) for key in one_layer}
+costs = {key: count_macs(small, example) for key, small in networks.items()}
+kept = costs["two-sided"] / count_macs(dense, example)
+print(f"{kept:.0%} of the MACs are left; all equal: {len(set(costs.values())) == 1}")
+
+# %% [markdown]
+# A layer in a cut network makes its own error. It also *receives* the errors of all layers before
+# it. Measure both at each layer of the two-sided network: its error on the inputs that it has in
+# the dense network (alone), and on those that it has in the cut one.
+#
+# **Predict.** How do the two errors change, from the first layer to the last?
+
+# %%
+def relative(z, y):                                  # squared error, relative to the variance
+    return float((z - y).square().sum() / (y - y.mean((0, 2, 3), keepdim=True)).square().sum())
+
+
+def errors_of(small, images):
+    whole, reduced = run_through(dense, images), run_through(small, images)
+    alone = [relative(small.get_submodule(n)(x), y) for n, (x, y) in whole.items()]
+    within = [relative(reduced[n][1], y) for n, (_, y) in whole.items()]
+    return {"alone": alone, "in the cut network": within}
+
+
+# %%
+fit_on, test_on = batches["statistics"][0][0], batches["judge"][0][0]     # new images for the test
+curves = errors_of(networks["two-sided"], test_on)
+for i in (1, 4, 9, 14, 19):
+    alone, within = curves["alone"][i], curves["in the cut network"][i]
+    print(f"{list(convs)[i]:15} alone {alone:6.1%}, in the cut network {within:6.1%}")
+
+# %% [markdown]
+# **Explain.** Alone, a layer makes a smaller error. In the network, the errors of the layers before
+# it come on top.
+#
+# Zhang et al. (2016) mend this from front to back: fit each layer to what it really receives. (They
+# call it *asymmetric*.) Let $z$ be what the layer gives in the cut network, and $y$ what it gives
+# in the dense one. A linear regression finds $y \approx B z + \text{shift}$. Then $B$ goes into the
+# layer's last factor: $B W$ in place of $W$. The layer does not grow. A small ridge holds $B$ near
+# the identity, so that few samples cannot do much harm.
+#
+# **Predict.** At one layer in the middle: how much of the error does it take away, on new images?
+
+# %%
+def regress(y, z, ridge=0.01):                       # (places, O) each
+    mean_y, mean_z = y.mean(0), z.mean(0)
+    y, z = y - mean_y, z - mean_z
+    hold = ridge * (z.T @ z).diagonal().mean() * torch.eye(z.shape[1]).double()
+    B = torch.linalg.solve(z.T @ z + hold, z.T @ y + hold).T                   # (O, O)
+    return B, mean_y - B @ mean_z
+
+
+# %%
+small, last = copy.deepcopy(networks["two-sided"]), "layer2.1.conv1"
+B, shift = regress(*(rows(run_through(net, fit_on)[last][1]).double() for net in (dense, small)))
+wanted, found = (run_through(net, test_on)[last][1] for net in (dense, small))
+second = small.get_submodule(last)[1]                # the 1 x 1 factor
+second.weight.copy_((B @ second.weight.flatten(1).double())[:, :, None, None])
+_ = second.bias.copy_(B @ second.bias.double() + shift)
+
+# %%
+mended = run_through(small, test_on)[last][1]
+before, after = relative(found, wanted), relative(mended, wanted)
+print(f"{last}, new images: error {before:.3f}, mended {after:.3f}")
+
+# %% [markdown]
+# `refit` does this for every layer, each one behind its mended predecessors. It needs two passes
+# over some images. Dense layers take part: they too can correct what reaches them. If a layer has
+# no bias, its shift goes into the running mean of the batch norm behind.
+#
+# **Predict.** Where will the error of the refitted network lie: nearer to "alone", or nearer to "in
+# the cut network"? In which half of the network does the refit help more?
+
+# %%
+networks["refitted"] = copy.deepcopy(networks["two-sided"])
+refit(networks["refitted"], dense, batches["statistics"], list(convs))
+curves["refitted"] = errors_of(networks["refitted"], test_on)["in the cut network"]
+plots.curves(
+    {key: (range(1, 21), [100 * v for v in values]) for key, values in curves.items()},
+    xlabel="convolution, from the first to the last",
+    ylabel="error (% of the variance)",
+    alt="Squared error at each of 20 layers. Lowest: each layer alone. Highest: in the cut "
+    f"network, up to {100 * max(curves['in the cut network']):.0f} %. In the second half the "
+    "refitted network lies below it.",
+)
+
+# %%
+later = slice(10, 20)                                # the second half of the network
+means = {key: sum(values[later]) / 10 for key, values in curves.items()}
+for key, value in means.items():
+    print(f"{key:19} mean error in the second half: {value:.1%}")
+
+# %% [markdown]
+# **Explain.** The refit takes away the part that a linear map can repair, and each mended layer gives
+# better inputs to the next. What the directions that were kept do not carry stays lost.
+#
+# ## 6. Recalibration has a price
+#
+# Chapters 05 and 08 mend a cut network in another way: they measure the means and variances of the
+# batch norms anew. Try that on a network that needs no mending, the dense one. Do it three times:
+#
+# - with the images sorted by class, so that each batch shows one class only;
+# - with the same images shuffled, in batches of the same size;
+# - shuffled and cropped at random, as in training.
+#
+# Two measures say what happens. The KL says how far the answers move. **NLL** says whether that is
+# for good or for bad: the mean of $-\log$ of the share that the right class gets, again in nats. It
+# is steadier than the accuracy of a few hundred images.
+#
+# **Predict.** Same weights, same images. Does the dense network get better or worse, or does
+# nothing change? Does the order of the images matter? And what does `refit` do to a network that is
+# whole?
+
+# %%
+chosen = data.balanced_subset(data.load_images("train", name), per_class["statistics"])
+each = len(chosen) // 10                             # images of one class
+by_class = chosen.select(chosen.labels.argsort(kind="stable"))
+mixed = chosen.select(np.random.default_rng(0).permutation(len(chosen)))
+ways = {
+    "sorted": data.make_loader(by_class, each, size),
+    "shuffled": data.make_loader(mixed, each, size),
+    "shuffled, cropped": data.make_loader(mixed, each, size, augment=True),
+}
+
+# %%
+_ = torch.manual_seed(0)                             # of the crops
+healthy = {"dense": dense, "refitted": copy.deepcopy(dense)}
+refit(healthy["refitted"], dense, batches["statistics"], list(convs))
+for way_name, loader in ways.items():
+    healthy[way_name] = copy.deepcopy(dense)
+    responses.recalibrate(healthy[way_name], loader)
+
+# %%
+labels = torch.cat([labels for _, labels in batches["judge"]])
+control = {}
+for key, network in healthy.items():
+    control[key] = reference if key == "dense" else log_answers(network, batches["judge"])
+    kl, nll = divergence(control[key]).mean(), F.nll_loss(control[key], labels)
+    top1 = 100 * float((control[key].argmax(1) == labels).float().mean())
+    print(f"{key:18} KL {kl:.4f}, NLL {nll:.3f}, top-1 {top1:.1f} %")
+
+# %% [markdown]
+# **Explain.** Fresh statistics move the answers although nothing was broken. How much depends on
+# what looks like a detail:
+#
+# - Recalibration averages the variances *within* batches. If a batch shows one class only, the
+#   differences between classes are missing, and the stored variance is too small. **Shuffle.**
+# - The numbers that the network came with were measured in training, on random crops, where objects
+#   look larger. Whole images have other statistics. Crops move the answers least.
+#
+# Moving is not yet harm: look at the NLL before you judge. But each of these changes comes on top
+# of what you want to repair. For a badly cut network, recalibration repairs far more than it costs
+# (section 7). For a well cut one, that is not certain.
+#
+# The refit has no such price. Its target is the dense network itself. So for the dense network it
+# finds $B = I$, and changes nothing.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+assert len(set(costs.values())) == 1 and 0.2 < kept < 0.75 and 10 * each == len(chosen)
+assert after < before or quick
+assert means["in the cut network"] > 1.3 * means["alone"]             # "come on top"
+assert means["refitted"] < means["in the cut network"]
+moved = {key: float(divergence(value).mean()) for key, value in control.items()}
+assert (control["refitted"] - control["dense"]).abs().max() < 0.05    # "changes nothing"
+assert moved["shuffled, cropped"] > 20 * max(1e-6, moved["refitted"])
+if not quick or name == "digits":
+    assert moved["sorted"] > moved["shuffled"] > moved["shuffled, cropped"]
+
+# %% [markdown]
+# ## 7. All ways, one price
+#
+# Four ways to cut, two ways to mend. The candidates are the four cuts of section 5, the refitted
+# two-sided cut, and two cuts that are recalibrated on shuffled images: by weights, and two-sided.
+# All have the same ranks, so the same MACs.
+#
+# **Predict.** Put the seven in order.
+
+# %%
+for key in ("weights", "two-sided"):
+    networks[f"{key}, recal."] = copy.deepcopy(networks[key])
+    responses.recalibrate(networks[f"{key}, recal."], batches["statistics"])
+kl, top1 = {}, {"dense": 100 * float((reference.argmax(1) == labels).float().mean())}
+for key, network in networks.items():
+    answers = log_answers(network, batches["judge"])
+    kl[key] = divergence(answers)                    # (N,)
+    top1[key] = 100 * float((answers.argmax(1) == labels).float().mean())
+
+# %%
+order = sorted(kl, key=lambda key: -kl[key].mean())
+print(f"{kept:.0%} of the MACs         KL   top-1   nearer to dense than the line above")
+for above, key in zip([None, *order], order, strict=False):
+    line = f"{key:22} {kl[key].mean():5.3f}  {top1[key]:5.1f} %"
+    if above:
+        nearer, n_images = int((kl[key] < kl[above]).sum()), len(labels)
+        line += f"   {nearer} of {n_images}, p-value {binomtest(nearer, n_images).pvalue:.1g}"
+    print(line)
+print(f"{'dense':22} {0:5.3f}  {top1['dense']:5.1f} %")
+
+# %%
+figure = Figure(figsize=(9, 3.8))
+axes = figure.subplots()
+dots = [float(kl[key].mean()) for key in order]
+axes.hlines(range(len(order)), min(dots) / 2, dots, "#C8C8C8", linewidth=4)
+axes.scatter(dots, range(len(order)), s=110, color=plots.COLOURS[0], zorder=3)
+for i, value in enumerate(dots):
+    axes.annotate(f"{value:.2g}", (value, i), (10, 0), textcoords="offset points", va="center")
+axes.set_yticks(range(len(order)), order)
+axes.set(xscale="log", xlim=(min(dots) / 2, 2 * max(dots)), ylim=(len(order) - 0.5, -0.5))
+axes.set_xlabel("KL to the dense network's answers (nats, log scale)")
+plots.show(figure, "Seven networks at equal MACs, from the largest KL to the smallest: "
+           + ", ".join(f"{key} {kl[key].mean():.2g}" for key in order) + ".")
+
+# %% [markdown]
+# **Explain.** Same ranks, same cost, no training. Only the directions differ, and the mend. All
+# networks see the same images. So the table counts on how many of them a network comes nearer to
+# the dense answers than the one above it (the sign test, chapter 06). Where the p-value is above
+# 0.05, say "the same".
+#
+# The cut by weights loses most, and recalibration mends a good part of that. Among the cuts
+# themselves, responses come before weights, and two-sided comes before responses. The refit
+# improves the two-sided cut once more. Where the units of the batch norm stand, read in the table.
+# They are a first guess at what counts: a large scale does not yet mean that the answers feel the
+# channel.
+#
+# `compress` with `data` does all of this: two-sided directions, ranks by price in nats (chapter
+# 06), the refit. It may also take the spatial form, layer by layer.
+#
+# **Predict.** Same MACs, and the ranks are now free. How far does the KL fall?
+
+# %%
+best = compress(dense, example, budget=kept, data=batches["statistics"])
+kl["compress"] = divergence(log_answers(best, batches["judge"]))
+nearer = int((kl["compress"] < kl["refitted"]).sum())
+print(f"compress: {count_macs(best, example) / count_macs(dense, example):.0%} of the MACs, "
+      f"KL {kl['compress'].mean():.3f}; nearer than refitted on {nearer} of {len(labels)} images")
+
+# %% [markdown]
+# **Explain.** What is new here are the ranks, and in some layers the form. So both choices count:
+# *which* directions a layer keeps (this chapter), and *how many* (chapter 06).
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+by = {key: float(values.mean()) for key, values in kl.items()}
+assert by["two-sided"] < by["weights"]
+assert max(by, key=by.get) == "weights" or quick                      # "loses most"
+assert count_macs(best, example) <= kept * count_macs(dense, example)
+if not quick or name == "digits":
+    pairs = (("responses", "weights"), ("weights, recal.", "weights"), ("two-sided", "responses"),
+             ("refitted", "two-sided"), ("compress", "refitted"))
+    for a, b in pairs:
+        won = int((kl[a] < kl[b]).sum())
+        assert won > len(labels) / 2 and binomtest(won, len(labels)).pvalue < 0.05, (a, b)
+
+# %% [markdown]
+# ## Recap
+#
+# 1. The weights of a trained network are hardly low-rank; its responses are.
+# 2. The best cut for real inputs is the PCA of the responses. Whitening the inputs gives the same.
+# 3. An error should count as much as the answers feel it. $G$ measures that, and holds the batch
+#    norm already: never apply both.
+# 4. Errors add up. A regression from front to back mends what can be mended, at no cost in MACs.
+# 5. Fresh batch-norm statistics move even a healthy network. The refit does not.
+#
+# ## Check yourself
+#
+# **1.** You add an output channel that copies another one, to a layer with responses of rank 20.
+# What is the rank of its responses now?
+#
+# <details><summary>Answer</summary>
+# Still 20. The new number is a linear function of the others, so the cloud gets no new direction.
+# </details>
+# <br>
+#
+# **2.** You run the covariance over random noise images instead of photographs. What will the cut
+# resemble?
+#
+# <details><summary>Answer</summary>
+# Plain SVD, in the first layer. White noise uses all directions of a patch alike, so A is a
+# multiple of the identity. (Behind the first layer, the inputs are no white noise any more.)
+# </details>
+# <br>
+#
+# **3.** A channel has γ = 0 in its batch norm. What does the two-sided cut do with it?
+#
+# <details><summary>Answer</summary>
+# The answers do not depend on it, so G has zeros in its row and column. The cut spends nearly no
+# rank on it. The ridge makes sure that H can still be undone.
+# </details>
+# <br>
+#
+# **4.** Why may the second factor need a bias, although the convolution has none?
+#
+# <details><summary>Answer</summary>
+# The cut keeps what varies in r directions. The mean response may point elsewhere. A bias puts it
+# back, at the cost of one addition for each output.
+# </details>
+# <br>
+#
+# **5.** A paper reports a gain "after recalibration". Which control do you ask for?
+#
+# <details><summary>Answer</summary>
+# The dense network, recalibrated on the same images. What it gains or loses does not come from the
+# cut.
+# </details>
+
+# %% [markdown]
+# ## Now you
+#
+# - In section 5, set `share` to half its value. Which of the ways fails first?
+# - In sections 1 and 4, take covariances and sensitivities from one batch,
+#   `batches["statistics"][:1]`. How much worse is each way on the held-out images?
+# - In section 7, recalibrate on the cropped images of section 6, `ways["shuffled, cropped"]`. Does
+#   the well cut network lose less by it?
+#
+# **The way on.** How the ranks are shared out is the subject of [chapter
+# 06](06_choosing_ranks.ipynb). What no regression can mend, training can: [chapter
+# 08](08_retraining.ipynb).
+#
+# ## References
+#
+# - X. Zhang, J. Zou, K. He and J. Sun, *Accelerating very deep convolutional networks for
+#   classification and detection*, IEEE TPAMI, 2016. (response PCA, asymmetric reconstruction)
+# - X. Wang, Y. Zheng, Z. Wan and M. Zhang, *SVD-LLM: truncation-aware singular value decomposition
+#   for large language model compression*, ICLR, 2025. (whitening)
+# - S. Amari, *Natural gradient works efficiently in learning*, Neural Computation, 1998. (Fisher
+#   information)
+# - S. Ioffe and C. Szegedy, *Batch normalization: accelerating deep network training by reducing
+#   internal covariate shift*, ICML, 2015.
