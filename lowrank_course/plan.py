@@ -59,7 +59,7 @@ class Plan:
         lines = [f"{'layer':{width}} form       rank   error {'before':>13} {'after':>13}"]
         digits = ",.3f" if self.cost == "latency" else ",.0f"
         for r in self:
-            rank, error = (_short(r.rank), f"{r.error:7.4f}") if r.rank else ("-", "-")
+            rank, error = (_short(r.rank), f"{r.error:.1e}") if r.rank else ("-", "-")
             line = f"{r.name:{width}} {r.form:7} {rank:>7} {error:>7}"
             line = f"{line} {r.before:13{digits}} {r.after:13{digits}}"
             lines.append(f"{line}  {r.reason}".rstrip())

@@ -27,7 +27,7 @@
 # **You need:** truncated SVD and energy ([chapter 02](02_svd.ipynb)), and the channel form of a
 # convolution ([chapter 05](05_factorizing.ipynb)).
 #
-# **Time:** 30 minutes to read, about 2 minutes to run.
+# **Time:** 30 minutes to read, under 2 minutes to run.
 
 # %%
 import importlib.util
@@ -244,7 +244,7 @@ def evbmf(S, rows, columns):                         # rows <= columns
 # the noise. Will EVBMF give these layers large ranks, or small ones?
 
 # %%
-found = {n: evbmf(S, full[n], svd[n][2].shape[1]) for n, S in spectra.items()}
+found = {n: evbmf(S, full[n], max(len(svd[n][0]), svd[n][2].shape[1])) for n, S in spectra.items()}
 print("ranks:", *found.values())
 print("full: ", *full.values())
 print(f"rank 0 in {sum(r == 0 for r in found.values())} layers")
