@@ -26,8 +26,8 @@ from .measure import Shapes, compare_latency, cpu_name
 from .plan import Layer, all_layers, replace_module
 from .ranks import Choice, candidate_ranks, global_budget
 
-KNOTS = 5  # ranks of a form that are measured
-RUNS = 5  # rounds for a layer, of which the median counts
+KNOTS = 4  # ranks of a form that are measured
+RUNS = 3  # rounds for a layer, of which the median counts
 TRIES = 4  # plans that are measured to meet a budget
 STEP = 1.1  # by which the saving grows, at most, from plan to plan
 NOISE = 0.01  # of the dense network's time: so far may a measured plan lie above its budget

@@ -246,10 +246,10 @@ for line in str(small.plan).splitlines()[:6]:
     print(line)
 
 # %% [markdown]
-# `before` and `after` are the MACs of the layer, `form` is the way in which it was split, and `error`
-# is the harm that this does, as `compress` estimates it (0: none). The **rank** says how thin the new
-# layers are. `compress` finds it for each layer, and it also decides whether to replace the layer at
-# all.
+# `before` and `after` are the MACs of the layer, `form` is the way in which it was split, and
+# `error` is the harm that this does, as `compress` estimates it (`1e-05` is 0.00001). The **rank**
+# says how thin the new layers are. `compress` finds it for each layer, and it also decides whether
+# to replace the layer at all.
 #
 # Chapters 01 and 02 explain the rank, [chapter 05](05_factorizing.ipynb) how one convolution
 # becomes two, and [chapter 06](06_choosing_ranks.ipynb) how ranks are chosen.
