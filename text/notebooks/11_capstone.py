@@ -182,7 +182,7 @@ cut = sorted((row for row in first.plan if row.rank), key=price)
 print("layer               form     rank   error   MACs saved   harm a billion MACs")
 for row in [*cut[:2], *cut[-2:]]:
     print(f"{row.name:19} {row.form:8} {row.rank!s:>4} {row.error:7.1e} "
-          f"{row.before - row.after:12,.0f} {1e9 * price(row):12.2f}")
+          f"{row.before - row.after:12,.0f} {1e9 * price(row):12.1e}")
 
 # %% [markdown]
 # **Edit it.** Give the dearest layer its dense form back. To pay for it, lower the rank of the
@@ -220,7 +220,7 @@ def p_value(a, b, loader):
 p = p_value(first, edited, loaders["holdout"])
 print(f"p-value {p:.2f}:", "a difference" if p < 0.05 else "the same, as far as these images show")
 expected = {n: sum(r.error for r in m.plan) for n, m in (("first", first), ("edited", edited))}
-print("harm that the plans expect:", {n: f"{value:.4f}" for n, value in expected.items()})
+print("harm that the plans expect:", {n: f"{value:.1e}" for n, value in expected.items()})
 
 # %% [markdown]
 # **Explain.** With so few images you can seldom tell. Then keep the plan that expects less harm. In
