@@ -141,12 +141,13 @@ def test_time_never_falls_with_the_rank(stopwatch):
 @pytest.mark.parametrize("full", [1, 2, 5, 21, 31, 32, 64, 100, 512, 1536, 4096])
 def test_knots(full):
     knots = latency._knots(full)
-    assert knots[0] == (8 if full >= 32 else 1) and knots[-1] == full and len(knots) <= 5
+    assert knots[0] == (8 if full >= 32 else 1) and knots[-1] == full
+    assert len(knots) <= latency.KNOTS
     assert knots == sorted(set(knots))
     if full >= 32:
         assert all(rank % 16 == 0 for rank in knots[1:-1])
     if full >= 100:
-        assert len(knots) == 5
+        assert len(knots) == latency.KNOTS
 
 
 def test_tucker2_is_refused_before_any_work(stopwatch):

@@ -193,7 +193,7 @@ assert right > 0.5 * len(labels)
 
 # %%
 example = next(iter(loader))[0]                      # (N, 3, H, W)
-some = 20 if name == "digits" else 10                # of each class
+some = 20 if name == "digits" else {"smoke": 5}.get(profile, 10)     # of each class
 train_images = data.balanced_subset(data.load_images("train", name), some)
 calibration = data.make_loader(train_images, size=dense.evaluation_size)
 
