@@ -14,18 +14,25 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import published
 import torch
 from jobs import Bench, Jobs, Run, graded, judged, kept, times, trained
-from rules import RULES, by_rule
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lowrank_course import responses
 from lowrank_course.compress import apply, compress
 from lowrank_course.models import resnet18
+from lowrank_course.plan import Plan, Row, all_layers
 from lowrank_course.recipes import RECIPES
 
 DECAY = 5e-4  # that of `train`
+RULES = {  # for ranks, of chapter 06
+    "uniform": published.uniform,
+    "energy": published.energy,
+    "ALDS": published.alds,
+    "EVBMF": published.evbmf_channel,
+}
 
 
 def ablations(run: Run) -> Jobs:
@@ -59,8 +66,7 @@ def ablations(run: Run) -> Jobs:
         return small
 
     def by_rank_rule(name: str) -> nn.Module:
-        limit = s["budget"]
-        make = partial(by_rule, RULES[name], b.dense, b.example, limit, b.calibration)
+        make = partial(by_rule, name, b.dense, b.example, s["budget"], b.calibration)
         return kept(f"{run.label}-{name}", b, make)
 
     def weight_errors() -> nn.Module:
@@ -137,6 +143,16 @@ def ablations(run: Run) -> Jobs:
         return times({**plain, **both}, b.example)
 
     return {**jobs, "times": timed}
+
+
+def by_rule(
+    name: str, dense: nn.Module, example: Tensor, budget: float, data: responses.Batches
+) -> nn.Module:
+    """The channel form at the ranks of a rule, built as `compress` builds it from `data`."""
+    ranks = published.ranks_by_rule(dense, example, budget, "channel", RULES[name])
+    forms = {n: ("channel", ranks[n]) if n in ranks else ("dense", 0) for n in all_layers(dense)}
+    rows = (Row(n, form, rank, 0.0, 0.0, 0.0) for n, (form, rank) in forms.items())
+    return apply(dense, example, Plan(tuple(rows), "macs"), data)  # counts errors and costs anew
 
 
 # ---- what training does to singular values -----------------------------------------------------

@@ -44,7 +44,7 @@ def peers(held_out: Batches) -> dict[str, Method]:
         "uniform": partial(by_rule, form="channel", make=published.uniform),
         "energy": partial(by_rule, form="channel", make=published.energy),
         "ALDS": partial(by_rule, form="channel", make=published.alds),
-        "Tucker + EVBMF": partial(by_rule, form="tucker2", make=published.evbmf_ranks),
+        "Tucker + EVBMF": partial(by_rule, form="tucker2", make=published.evbmf_tucker2),
         "measured": partial(published.sensitivity, held_out=held_out),
         "PCA": published.response_pca,
         "PCA, asymmetric": partial(published.response_pca, asymmetric=True),

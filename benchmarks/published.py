@@ -69,6 +69,23 @@ def swapped(dense: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
 # ---- One knob ----------------------------------------------------------------------------------
 
 
+def ranks_by_rule(
+    dense: nn.Module, example: Tensor, budget: float, form: str, make: Callable[[Convs], Rule]
+) -> dict[str, Any]:
+    """The ranks of a rule whose knob is turned up to the budget; layers that stay dense are absent.
+
+    ValueError if the least setting is over the budget.
+    """
+    price, room = prices(dense, example, budget)
+    rule = make(convolutions(dense))
+
+    def cost(knob: float) -> int:
+        return sum(min(price(n, form, r), price(n, "dense", 0)) for n, r in rule(knob).items())
+
+    chosen = rule(highest(lambda knob: cost(knob) <= room)).items()
+    return {n: r for n, r in chosen if price(n, form, r) < price(n, "dense", 0)}
+
+
 def by_rule(
     dense: nn.Module,
     example: Tensor,
@@ -77,17 +94,9 @@ def by_rule(
     form: str,
     make: Callable[[Convs], Rule],
 ) -> nn.Module:
-    """Weights alone, in one form, at the ranks of a rule whose knob is turned up to the budget."""
-    convs = convolutions(dense)
-    price, room = prices(dense, example, budget)
-    rule = make(convs)
-
-    def cost(knob: float) -> int:
-        return sum(min(price(n, form, r), price(n, "dense", 0)) for n, r in rule(knob).items())
-
-    chosen = rule(highest(lambda knob: cost(knob) <= room)).items()
-    cheaper = {n: r for n, r in chosen if price(n, form, r) < price(n, "dense", 0)}
-    return swapped(dense, {n: way(convs[n], form, None).build(r) for n, r in cheaper.items()})
+    """Weights alone, in one form, at the ranks of a rule."""
+    chosen, convs = ranks_by_rule(dense, example, budget, form, make), convolutions(dense)
+    return swapped(dense, {n: way(convs[n], form, None).build(r) for n, r in chosen.items()})
 
 
 def prices(
@@ -133,20 +142,29 @@ def alds(convs: Convs) -> Rule:
     return lambda knob: {n: max(1, int((S / S[0] > 1 - knob).sum())) for n, S in values.items()}
 
 
-def evbmf_ranks(convs: Convs) -> Rule:
-    """Kim et al., ICLR 2016: Tucker-2 at the ranks that EVBMF finds in both unfoldings.
-
-    It returns 0 where nothing stands out of the noise, hence the floor of 1; and it knows no
-    budget, so all ranks are multiplied by one factor, up to 200.
-    """
-    found = {}
-    for name, conv in convs.items():
-        matrices = [conv.weight.detach().double().transpose(0, i).flatten(1) for i in (1, 0)]
-        found[name] = [(evbmf(gram_svd(M)[1], *sorted(M.shape)), len(M)) for M in matrices]
-    return lambda knob: {
-        n: tuple(min(full, max(1, round(max(1, r) * 200 * knob))) for r, full in pair)
-        for n, pair in found.items()
+def evbmf_tucker2(convs: Convs) -> Rule:
+    """Kim et al., ICLR 2016: Tucker-2 at the ranks that EVBMF finds in both unfoldings."""
+    found = {
+        n: [scaled_evbmf(c.weight.transpose(0, i).flatten(1)) for i in (1, 0)]
+        for n, c in convs.items()
     }
+    return lambda knob: {n: tuple(at(knob) for at in pair) for n, pair in found.items()}
+
+
+def evbmf_channel(convs: Convs) -> Rule:
+    """The rank that EVBMF finds in the matrix of the channel form."""
+    found = {n: scaled_evbmf(c.weight.flatten(1)) for n, c in convs.items()}
+    return lambda knob: {n: at(knob) for n, at in found.items()}
+
+
+def scaled_evbmf(matrix: Tensor) -> Callable[[float], int]:
+    """From the knob to the rank: that of `evbmf`, times 0 to 200, for it knows no budget.
+
+    At least 1, for EVBMF returns 0 where nothing stands out of the noise.
+    """
+    matrix = matrix.detach().double()
+    full, found = min(matrix.shape), evbmf(gram_svd(matrix)[1], *sorted(matrix.shape))
+    return lambda knob: min(full, max(1, round(max(1, found) * 200 * knob)))
 
 
 def evbmf(S: Tensor, rows: int, columns: int) -> int:

@@ -131,7 +131,7 @@ def choose(browser, menu, entry):
 @pytest.mark.needs("make")
 @pytest.mark.parametrize("name", NAMES)
 def test_run_all_succeeds(name, address, browser, course):
-    wait = WebDriverWait(browser, 300)
+    wait = WebDriverWait(browser, 180)
     path = course / "notebooks" / f"{name}.ipynb"
     browser.get(address.replace(NAMES[0], name))
     wait.until(idle)

@@ -185,7 +185,7 @@ def test_rules_are_those_of_chapter_06(network):
     for n, S in spectra.items():
         shape = sorted(convs[n].weight.flatten(1).shape)
         assert published.evbmf(S, *shape) == theirs(S, *shape)
-    rule = published.evbmf_ranks(convs)
+    rule = published.evbmf_tucker2(convs)
     assert rule(1)["conv2"] == (16, 32), "never above the full ranks, inputs first"
     found = rule(1 / 200)  # as EVBMF says, with the floor
     unfolded = convs["conv3"].weight.detach().double().transpose(0, 1).flatten(1)

@@ -13,7 +13,6 @@ from torch import nn
 
 from lowrank_course import compress, models
 from lowrank_course.data import balanced_subset, make_loader
-from lowrank_course.linalg import gram_svd
 from lowrank_course.measure import count_macs, count_parameters
 from lowrank_course.models import load_resnet18, resnet18
 from lowrank_course.train import evaluate
@@ -23,7 +22,6 @@ sys.path.append(str(ROOT / "benchmarks"))
 import ablations  # noqa: E402
 import compressed  # noqa: E402
 import jobs  # noqa: E402
-import rules  # noqa: E402
 import runs  # noqa: E402
 import same_time  # noqa: E402
 from two_limits import compress_within  # noqa: E402
@@ -447,20 +445,12 @@ def test_random_factors_are_new_and_the_rest_is_not(thin):
 # ---- rules -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", rules.RULES)
+@pytest.mark.parametrize("name", ablations.RULES)
 def test_rules_keep_to_the_budget(tiny, name):
-    small = rules.by_rule(rules.RULES[name], tiny.dense, tiny.example, 0.6, tiny.calibration)
+    small = ablations.by_rule(name, tiny.dense, tiny.example, 0.6, tiny.calibration)
     share = count_macs(small, tiny.example) / count_macs(tiny.dense, tiny.example)
     assert 0.5 < share <= 0.6
     assert {row.form for row in small.plan} <= {"channel", "dense"}
-
-
-def test_evbmf_finds_a_planted_rank():
-    torch.manual_seed(0)
-    planted = 3 * torch.randn(60, 5).double() @ torch.randn(5, 200).double()
-    noise = torch.randn(60, 200).double()
-    assert rules.evbmf(gram_svd(planted + noise)[1], 200) == 5
-    assert rules.evbmf(gram_svd(noise)[1], 200) == 0
 
 
 def test_networks_differ_by_nothing_but_width():

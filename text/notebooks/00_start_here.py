@@ -320,8 +320,9 @@ look(least)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
-assert top1(0.35) > top1(1.0) - 12                            # "at little cost"
+assert top1(0.35) > top1(1.0) - 12
 if profile != "smoke":                                        # few images there
+    assert top1(0.35) > top1(1.0) - 5                         # "at little cost"
     assert top1(shares[-2]) - top1(least) > 2 * (top1(1.0) - top1(0.35))      # "costs more"
     assert all(answers[1.0][p] == labels[p] for p in lost)
 

@@ -496,10 +496,9 @@ assert abs(end - ends[best]) < 30       # the same task, not the same network
 # ## 6. The recorded runs
 #
 # Your live run used few images. `lowrank-course demo` takes more, makes a milder cut by responses,
-# and writes a record. Its *recalibrated* network is the one whose layers were fitted to the dense
-# network (chapter 07). Profile `laptop` takes minutes, `full` uses every image. The records are part of
-# the repository. (*File* is the size on disk; *batch 1* and *batch 32* are times for one image and
-# for 32.)
+# and writes a record. *Recalibrated* is there the network after a repair that trains no weight.
+# Profile `laptop` takes minutes, `full` uses every image. The records are part of the repository.
+# (*File* is the size on disk; *batch 1* and *batch 32* are times for one image and for 32.)
 
 # %%
 from lowrank_course.demo import table
