@@ -9,18 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jobs import (
-    Jobs,
-    Run,
-    as_stored,
-    check_idle,
-    digest,
-    judged,
-    kept,
-    recipe_options,
-    times,
-    trained,
-)
+from jobs import Jobs, Run, as_stored, check_idle, digest, judged, kept, times, trained
 from torch import nn
 from two_limits import compress_within
 
@@ -28,7 +17,7 @@ from lowrank_course.compress import apply, fold_batch_norms
 from lowrank_course.data import write_text
 from lowrank_course.measure import count_parameters
 from lowrank_course.models import resnet18, save_weights
-from lowrank_course.recipes import RECIPES, machine
+from lowrank_course.recipes import OPTIONS, RECIPES, cycles, machine
 
 
 def cut(run: Run, name: str) -> nn.Module:
@@ -143,10 +132,12 @@ def controls(run: Run) -> Jobs:
     def fresh(kind: str, build: Callable[[], nn.Module], seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)
         model = build()
-        key = f"{run.label}-{kind}-first-{seed}"
-        first = trained(b, key, model, recipe["sizes"], seed, **recipe_options(recipe))
+        options, log = {key: recipe[key] for key in OPTIONS}, []
+        for number, sizes in enumerate(cycles(recipe)):
+            key = f"{run.label}-{kind}-{number}-{seed}"
+            log += trained(b, key, model, sizes, seed + 1000 * number, **options)["log"]
         found = tune(run, kind, model, seed, learning_rate=rate)
-        return {**found, "log": first["log"] + found["log"]}
+        return {**found, "log": log + found["log"]}
 
     def dense(seed: int) -> dict[str, Any]:
         return tune(run, "dense", copy.deepcopy(b.dense), seed, learning_rate=rate)

@@ -130,12 +130,6 @@ def trained(
     return {"log": log, "bf16": torch.load(path, map_location="cpu", weights_only=True)["bf16"]}
 
 
-def recipe_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `train` in the recipe of a dense network."""
-    keys = ("learning_rate", "weight_decay", "batch_size", "label_smoothing")
-    return {key: recipe[key] for key in keys}
-
-
 def as_stored(model: nn.Module) -> nn.Module:
     """A copy for evaluation, its numbers rounded to float16 as in a file of weights."""
     rounded = copy.deepcopy(model).cpu().eval()

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jobs import Jobs, Run, check_idle, digest, judged, recipe_options, trained
+from jobs import Jobs, Run, check_idle, digest, judged, trained
 from torch import nn
 from two_limits import compress_within
 
 from lowrank_course.models import resnet18
-from lowrank_course.recipes import RECIPES
+from lowrank_course.recipes import OPTIONS, RECIPES
 from lowrank_course.train import train
 
 
@@ -58,7 +58,8 @@ def same_time(run: Run) -> Jobs:
         if paced is None:
             raise RuntimeError("the pace is not measured yet; call again on an idle machine")
         model, key = network(), f"{run.label}-dense-{digest(paced['dense'])}"
-        log = trained(b, key, model, paced["dense"], 0, **recipe_options(recipe))
+        options = {name: recipe[name] for name in OPTIONS}
+        log = trained(b, key, model, paced["dense"], 0, **options)
         return model, log, paced
 
     def dense() -> dict[str, Any]:

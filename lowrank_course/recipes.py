@@ -5,8 +5,10 @@ How a shipped file itself was made, stage by stage, says its own record, `weight
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from .train import evaluate, train
 RECIPES: dict[str, dict[str, Any]] = {
     "imagenette": {
         "width": 64,
-        "sizes": [64] * 16 + [96] * 50 + [128] * 6,
+        "sizes": [64] * 14 + [96] * 44 + [128] * 4,
         "evaluation_size": 128,
         "learning_rate": 0.06,
         "weight_decay": 5e-4,
@@ -41,6 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.1,
     },
 }
+OPTIONS = ("learning_rate", "weight_decay", "batch_size", "label_smoothing")  # of `train`
 
 
 def machine() -> dict[str, Any]:
@@ -55,59 +58,71 @@ def machine() -> dict[str, Any]:
     }
 
 
+def cycles(recipe: Mapping[str, Any]) -> list[list[int]]:
+    """The sizes of each epoch, one list for each one-cycle schedule of a recipe."""
+    return [recipe["sizes"], *recipe.get("again", [])]
+
+
 def train_shipped(name: str, folder: Path, seed: int = 0) -> dict[str, Any]:
     """Train one of the shipped networks from scratch and write it with its record.
 
-    An interrupted training goes on from its last epoch. Writes `<name>.safetensors` (float16) and
-    `<name>.json` (recipe, seed, log, data, machine, accuracy of the file just written).
+    An interrupted training goes on from its last epoch; one of several cycles also from the last
+    one that `folder` holds. Writes `<name>.safetensors` (float16) and `<name>.json` (recipe, seed,
+    log, data, machine, accuracy of the file just written) after each cycle.
     """
     if name not in RECIPES:
         raise ValueError(f"name={name!r} has no recipe; use one of {', '.join(RECIPES)}")
-    recipe = RECIPES[name]
-    images, holdout, val = (load_images(split, name) for split in ("train", "holdout", "val"))
-    checkpoint = cache_folder() / "training" / f"{name}-{seed}.pt"
+    recipe, path = RECIPES[name], folder / f"{name}.safetensors"
+    parts = {split: load_images(split, name) for split in ("train", "holdout", "val")}
+    images = parts["train"]
     torch.manual_seed(seed)
     model = resnet18(recipe["width"], len(images.classes))
-    log = train(
-        model,
-        images,
-        len(recipe["sizes"]),
-        recipe["sizes"],
-        holdout=holdout,
-        seed=seed,
-        checkpoint=checkpoint,
-        learning_rate=recipe["learning_rate"],
-        weight_decay=recipe["weight_decay"],
-        batch_size=recipe["batch_size"],
-        label_smoothing=recipe["label_smoothing"],
-    )
-    about = {
-        "width": recipe["width"],
-        "classes": images.classes,
-        "evaluation_size": recipe["evaluation_size"],
-    }
-    path = folder / f"{name}.safetensors"
-    digest = save_weights(model.cpu().state_dict(), path, about)
-    load_state(model, read_weights(path)[0], path)
-    accuracy = {
-        split: round(evaluate(model, make_loader(part, 128, recipe["evaluation_size"])), 2)
-        for split, part in (("holdout", holdout), ("val", val))
-    }
-    record = {
-        "command": f"lowrank-course train --data {name} --seed {seed}",
-        "sha256": digest,
-        "accuracy": accuracy,
-        "recipe": recipe,
-        "seed": seed,
-        "data": {
-            "name": name,
-            "train": len(images),
-            "holdout": len(holdout),
-            "val": len(val),
-            "source_pixels": images.pixels.shape[1],
-        },
-        "machine": machine(),
-        "log": log,
-    }
-    write_text(folder / f"{name}.json", json.dumps(record, indent=1))
+    record = _begun(path, recipe, seed)
+    log: list[dict[str, float]] = record.get("log", [])
+    if log:
+        load_state(model, read_weights(path)[0], path)
+    options = {"holdout": parts["holdout"], **{key: recipe[key] for key in OPTIONS}}
+    for number, sizes in enumerate(cycles(recipe)):
+        if len(log) >= sum(map(len, cycles(recipe)[: number + 1])):
+            continue
+        label = f"{name}-{seed}-{number}" if number else f"{name}-{seed}"
+        options["checkpoint"] = cache_folder() / "training" / f"{label}.pt"
+        options["seed"] = seed + 1000 * number  # other crops, another order
+        found = train(model, images, len(sizes), sizes, **options)
+        log = log + [{**epoch, "epoch": len(log) + epoch["epoch"]} for epoch in found]
+        about = {key: recipe[key] for key in ("width", "evaluation_size")}
+        about["classes"] = images.classes
+        digest = save_weights(model.cpu().state_dict(), path, about)
+        load_state(model, read_weights(path)[0], path)
+        accuracy = {
+            split: round(evaluate(model, make_loader(part, 128, recipe["evaluation_size"])), 2)
+            for split, part in parts.items()
+            if split != "train"
+        }
+        counts = {split: len(part) for split, part in parts.items()}
+        again = {"again": recipe["again"][:number]} if "again" in recipe else {}
+        record = {
+            "command": f"lowrank-course train --data {name} --seed {seed}",
+            "sha256": digest,
+            "accuracy": accuracy,
+            "recipe": {**recipe, **again},
+            "seed": seed,
+            "data": {"name": name, **counts, "source_pixels": images.pixels.shape[1]},
+            "machine": machine(),
+            "log": log,
+        }
+        write_text(path.with_suffix(".json"), json.dumps(record, indent=1))
     return record
+
+
+def _begun(path: Path, recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The record at `path` if its network came from the first cycles of this training, else {}."""
+    try:
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        done = cycles(record["recipe"])
+        whole = hashlib.sha256(path.read_bytes()).hexdigest() == record["sha256"]
+    except (OSError, AttributeError, KeyError, TypeError, json.JSONDecodeError):
+        return {}
+    first = {**record["recipe"], "again": 0} == {**recipe, "again": 0}
+    same = whole and first and record.get("seed") == seed
+    return record if same and done == cycles(recipe)[: len(done)] else {}

@@ -1,6 +1,7 @@
 """The main job and the training of the shipped networks, through the command line."""
 
 import contextlib
+import hashlib
 import io
 import json
 
@@ -163,6 +164,32 @@ def test_train_writes_a_network_that_loads(tmp_path, monkeypatch, capsys, short_
     assert cli.main(command) == 0
     assert (out / "digits.safetensors").read_bytes() == weights
     assert json.loads((out / "digits.json").read_text())["log"] == record["log"]
+
+
+def test_a_second_cycle_goes_on_from_the_network_of_the_first(tmp_path, monkeypatch, short_recipe):
+    both = {**short_recipe, "again": [[24]]}
+    monkeypatch.setitem(recipes.RECIPES, "digits", both)
+    whole = recipes.train_shipped("digits", tmp_path / "whole")
+    assert [epoch["epoch"] for epoch in whole["log"]] == [1, 2, 3]
+    assert whole["recipe"] == both
+
+    monkeypatch.setenv("LOWRANK_CACHE", str(tmp_path / "another machine"))  # no checkpoints there
+    out = tmp_path / "out"
+    monkeypatch.setitem(recipes.RECIPES, "digits", short_recipe)
+    first = recipes.train_shipped("digits", out)
+    assert first["recipe"] == short_recipe and len(first["log"]) == 2
+    weights = out / "digits.safetensors"
+    assert first["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest() != whole["sha256"]
+    monkeypatch.setitem(recipes.RECIPES, "digits", both)
+    second = recipes.train_shipped("digits", out)
+    assert second["log"][:2] == first["log"], "the first cycle is not trained again"
+    assert second["sha256"] == whole["sha256"]
+
+    # What is no beginning of this training is not taken for one.
+    assert recipes._begun(weights, both, 0) == second
+    assert recipes._begun(weights, both, 1) == recipes._begun(weights, short_recipe, 0) == {}
+    weights.write_bytes(b"damaged")
+    assert recipes._begun(weights, both, 0) == {}
 
 
 def test_train_names_the_checkpoint_that_stops_it(tmp_path, capsys, short_recipe):

@@ -46,7 +46,7 @@ SETTINGS = {
         "preparing": [16],
     },
 }
-RECIPE = {**runs.RECIPES["digits"], "sizes": [16, 24]}
+RECIPE = {**runs.RECIPES["digits"], "sizes": [16, 24], "again": [[24]]}
 
 
 @pytest.fixture(scope="module")
@@ -294,8 +294,8 @@ def test_controls_get_the_same_training(one_run):
     assert 0.7 * count_parameters(small) < made["narrow"]["parameters"] <= count_parameters(small)
     assert made["scratch"]["macs"] == count_macs(small, run.bench.example)
     assert [epoch["size"] for epoch in made["dense"]["log"]] == [16, 24]
-    assert [epoch["size"] for epoch in made["narrow"]["log"]] == [16, 24, 16, 24]
-    assert [epoch["size"] for epoch in made["scratch"]["log"]] == [16, 24, 16, 24]
+    assert [epoch["size"] for epoch in made["narrow"]["log"]] == [16, 24, 24, 16, 24]
+    assert [epoch["size"] for epoch in made["scratch"]["log"]] == [16, 24, 24, 16, 24]
 
 
 @pytest.mark.slow
