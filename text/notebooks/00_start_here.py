@@ -61,8 +61,8 @@ profile = os.environ.get("LOWRANK_PROFILE") or "laptop"
 # The next cell repeats the cut. It counts **parameters**, the numbers that training can change, and
 # **MACs** (multiply-accumulates), the multiplications that one image costs, each with an addition.
 #
-# **Predict.** Each of the two matrices has full rank 64 and is cut to rank 8. How many parameters
-# and MACs does that save?
+# **Predict.** Each of the two matrices has 64 rows and rank 64: no row is a mixture of the others.
+# Both are cut to rank 8. How many parameters and MACs does that save?
 
 # %%
 REPORTED = 64.79                                     # top-1 accuracy in percent, from the recipe
@@ -97,9 +97,10 @@ assert REPORTED == 64.79
 # %% [markdown]
 # ## 2. Where the images come from
 #
-# The course uses **Imagenette**: photographs of ten easy classes from ImageNet. `find_data` looks
-# in your data folder first. If nothing is there, it downloads them, about 100 MB. Without internet,
-# the course uses the handwritten **digits** of scikit-learn in their place.
+# The course uses **Imagenette**: photographs of ten easy classes from ImageNet, a large collection
+# of labelled images. `find_data` looks in your data folder first. If nothing is there, it downloads
+# them, about 100 MB. Without internet, the course uses the handwritten **digits** of scikit-learn
+# in their place.
 
 # %%
 name = data.find_data()
@@ -284,11 +285,10 @@ plots.curves(
 
 # %% [markdown]
 # **Explain.** No. The first two thirds of the multiplications go at little cost; towards the end,
-# each further step costs more. With so few images, one or two points more or less mean nothing.
-# Chapter 08 shows how to judge that.
+# each further step costs more. Chapter 08 shows how to tell a real difference from chance.
 #
-# Move the slider to see the answers. The four images are chosen: the dense network is right on
-# them, and the smaller ones are the first to go wrong. (The slider needs a running kernel. The
+# Move the slider to see the answers to four images. The dense network is right on all four; they
+# are those on which the smaller networks fail most often. (The slider needs a running kernel. The
 # curve above holds the same accuracies.)
 
 # %%
@@ -346,9 +346,10 @@ else:
     print("No record here. Make one: lowrank-course demo --profile full --json demo-full.json")
 
 # %% [markdown]
-# *Truncated* is the network right after the cut, *recalibrated* after a repair that trains no
-# weight, *retrained* after a few epochs of training. *File* is its size on disk; *batch 1* and
-# *batch 32* are the times for one image and for 32 at once.
+# *Truncated* is the network right after the cut. *Recalibrated* is after a repair without training:
+# some weights are computed anew from a few images. *Retrained* is after a few epochs of training.
+# *File* is the size on disk; *batch 1* and *batch 32* are the times for one image and for 32 at
+# once.
 #
 # **Explain.** Training wins back most of what the cut had cost. Do not conclude that a smaller
 # network is a better one: the dense network did not get these extra epochs. Chapter 08 says what
@@ -435,7 +436,8 @@ assert 0.8e9 < decoded < 1.2e9                                # "about 1 GB"
 # 1. The popular recipe cuts the rank but keeps the matrix: nothing gets smaller.
 # 2. Replace a layer by two thin ones, and parameters and MACs fall for real.
 # 3. `compress` does this for a whole network, under a budget.
-# 4. Much can go at little loss; then the accuracy falls fast. Training wins most of it back.
+# 4. Much can go at little loss; then the accuracy falls fast. At about a third of the MACs,
+#    training wins most of the loss back.
 # 5. MACs are counted, milliseconds are measured, and half the MACs need not be half the time.
 #
 # ## Check yourself

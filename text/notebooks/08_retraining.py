@@ -89,7 +89,8 @@ example = next(iter(judge))[0]                       # (N, 3, H, W)
 # %% [markdown]
 # There are three kinds of images. Never mix them up:
 #
-# - **train**: what the network is fitted to, its weights (`tune`) and its statistics (`calibrate`);
+# - **train**: what the network is fitted to, its weights (`tune`) and the statistics that section 2
+#   explains (`calibrate`);
 # - **holdout**: taken out of the published training images. You look at it as often as you like, to
 #   choose ranks, learning rates and epochs (`judge`);
 # - **val**: the published validation split. You look at it once, at the end (`final`).
@@ -116,14 +117,15 @@ if name == "digits" or not quick:
     assert top1["truncated"] < top1["dense"] - 3
 
 # %% [markdown]
-# **Explain.** Much is lost. But the cut is not to blame for all of it.
+# **Explain.** Much is lost. But a part of it comes back without training.
 #
 # ## 2. Recalibrate: a repair without training
 #
 # Behind each convolution stands a **batch norm**. In each channel it subtracts a mean and divides
-# by a standard deviation. Both were stored while the dense network was trained. What a truncated
-# layer gives out varies less than before, because some directions are gone. So the stored numbers
-# no longer fit. Every layer adds its own misfit to those before it.
+# by a standard deviation. Both were stored while the dense network was trained; they are its
+# **statistics**. What a truncated layer gives out usually varies less than before, because some
+# directions are gone. So the stored numbers no longer fit. Every layer adds its own misfit to those
+# before it.
 #
 # The repair is simple: show the network some training images, and store the new means and
 # variances.
@@ -189,7 +191,8 @@ plots.curves(
 # the cut of [chapter 07](07_responses_not_weights.ipynb): `compress` with `data` looks at what the
 # layers give out, and fits each cut layer to the dense network's answers.
 #
-# **Predict.** Same MACs, no training. Order the four networks below.
+# **Predict.** Nothing is trained, and the two cuts have the same budget. Order these four networks:
+# dense; dense and recalibrated; cut by weights and recalibrated; cut by responses.
 
 # %%
 dense_too = copy.deepcopy(dense)
@@ -333,10 +336,10 @@ plots.curves(
 # ### Trap 2: lagging statistics
 #
 # **Explain.** How much such a short training wins back is partly luck; section 6 has longer ones.
-# Look at the gap between the two curves instead. The stored statistics are an average over the last
-# steps, and after few steps they can lag behind the weights. Recalibrating after training brings
-# them up to date. In a long training whose rate ends near zero, the weights hardly move at the end,
-# and there is less to catch up with.
+# Look at the gap between the two curves instead. A gap of a few images, up or down, may be chance.
+# A wide one has a cause: the stored statistics are an average over the last steps, and can lag
+# behind weights that move fast. Recalibrating brings them up to date. In a long training whose rate
+# ends near zero, the weights hardly move at the end, and there is less to catch up with.
 #
 # ### Trap 3: choices made on the test images
 #
@@ -429,8 +432,8 @@ for stage, network in stages.items():
 #
 # $$\sqrt{p\,(1 - p) / n}$$
 #
-# **Predict.** At 93 %, how large is it for 100 images? And for all 3,925 validation images of
-# Imagenette?
+# **Predict.** Suppose that a network is right on 93 % of all images. How large is the standard
+# error for 100 images? And for all 3,925 validation images of Imagenette?
 
 # %%
 for n in (100, len(final), data.COUNTS["val"]):
@@ -496,7 +499,10 @@ assert abs(end - ends[best]) < 30       # the same task, not the same network
 # ## 6. The recorded runs
 #
 # Your live run used few images. `lowrank-course demo` takes more, makes a milder cut by responses,
-# and writes a record. *Recalibrated* is there the network after a repair that trains no weight.
+# and writes a record. There, *recalibrated* means more than in section 2: the **refit** of [chapter
+# 07](07_responses_not_weights.ipynb) computes weights anew, so that each layer gives out what the
+# dense one does, as nearly as it can. Still nothing is trained.
+#
 # Profile `laptop` takes minutes, `full` uses every image. The records are part of the repository.
 # (*File* is the size on disk; *batch 1* and *batch 32* are times for one image and for 32.)
 
@@ -591,7 +597,8 @@ if "full" in records and records["full"]["data"]["name"] == "imagenette":
 # network is the teacher, the small one its student.
 #
 # Often a trained network is so sure that the other classes vanish. Divide its outputs by a
-# **temperature** $T$ before the softmax, and their shares become visible. Here is one image:
+# **temperature** $T$ before the softmax, and their shares become visible. Here is one image; the
+# network is surer on about half of the others, and less sure on the rest:
 
 # %%
 with torch.inference_mode():
@@ -604,8 +611,8 @@ for T in (1, 4):
 
 # %% [markdown]
 # Let $p$ be the teacher's shares and $q$ the student's, both at temperature $T$. How far $q$ is
-# from $p$ is measured by the Kullback-Leibler divergence. Its slope with respect to the student's
-# outputs $z$ is simple:
+# from $p$ is measured by the Kullback-Leibler divergence, KL. Its slope with respect to the
+# student's outputs $z$ is simple ($i$ counts the classes):
 #
 # $$\mathrm{KL}(p, q) = \sum_i p_i \log\frac{p_i}{q_i}, \qquad
 # \frac{\partial\,\mathrm{KL}}{\partial z_i} = \frac{q_i - p_i}{T}$$
@@ -674,8 +681,8 @@ print(f"teacher minus labels: {difference:+.1f} ± {error:.1f} points: {verdict}
 # %% [markdown]
 # **Explain.** The number after ± is the standard error of the difference over the seeds. With three
 # seeds it is itself rough, so the cell asks for three times as much before it speaks of a
-# difference. Such a short training on so few images shows little either way. The recorded runs use
-# the teacher, because it is there anyway:
+# difference. Whatever it says, so short a training on so few images says little about a longer one.
+# The recorded runs use the teacher, because it is there anyway:
 #
 # `fine_tune(small, teacher=dense, images=..., epochs=..., size=...)`
 

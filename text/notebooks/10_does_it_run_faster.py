@@ -107,11 +107,11 @@ plots.curves(
 )
 
 # %% [markdown]
-# **Explain.** Nothing changed between the runs except the machine. The first run often pays for
-# memory and for choosing kernels: run once before you measure, the **warm-up**. Later runs wait for
-# other programs, and sometimes very long. One such run pulls the mean up, but not the median. (On a
-# GPU a call returns before the work is done. Call `torch.cuda.synchronize()` before each look at
-# the clock; this chapter stays on the processor.)
+# **Explain.** Nothing changed between the runs except the machine. The first run often takes
+# longer: it reserves memory and chooses how to compute each layer. So run the network once before
+# you measure: the **warm-up**. A later run may have to wait for other programs. One long wait pulls
+# the mean up, but hardly the median. (On a GPU a call returns before the work is done. Call
+# `torch.cuda.synchronize()` before each look at the clock; this chapter stays on the processor.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it. A busy machine proves nothing: it is left out.
@@ -123,7 +123,7 @@ assert min(runs) <= middle <= max(runs)
 # ### Measure in turns
 #
 # A median does not help if the machine is slow for a whole minute. Suppose that you time network A,
-# then network B, and that the machine slows down just in between. You can stage this: `repeat=2`
+# then network B, and that the machine slows down just in between. You can imitate this: `repeat=2`
 # stands for a machine at half its speed.
 #
 # **Predict.** B is a copy of A, so the true ratio is 1. What do you find if you time A first and
@@ -144,9 +144,9 @@ print(f"B / A, one after the other: {one_after_the_other:.2f}")
 print(f"B / A, in turns:            {in_turns:.2f}")
 
 # %% [markdown]
-# **Explain.** One after the other, the slow machine is taken for a slow network. In turns, each
-# slow spell falls on both. So a fair timing is: warm up, take turns, compare within each round,
-# take the median. Write it once:
+# **Explain.** One after the other, you take the slow machine for a slow network. In turns, each
+# slow phase slows both. So a fair timing is: warm up, take turns, compare within each round, take
+# the median. Write it once:
 
 # %%
 def paired(models, batch, rounds=5):
@@ -167,9 +167,10 @@ if calm:
 # %% [markdown]
 # ## 2. A third of the MACs
 #
-# Now a thinner network. Each 3 × 3 convolution becomes a pair in the channel form, with about a
-# third of its weights. `layers.blank` gives such a pair with weights of zero: they multiply as
-# slowly as any others, so for a timing you need no SVD.
+# Now a thinner network. Each 3 × 3 convolution becomes a pair in the channel form. At the
+# break-even rank ([chapter 05](05_factorizing.ipynb)) a pair has as many weights as its layer, so a
+# third of that rank leaves about a third of the weights. `layers.blank` gives such a pair with
+# weights of zero: they multiply as slowly as any others, so for a timing you need no SVD.
 #
 # **Predict.** A third of the MACs. What share of the time?
 
@@ -213,9 +214,9 @@ if (path := Path("../results/demo-full.json")).exists():        # another cut, o
 #
 # ## 3. Layer by layer
 #
-# Where does the time go? Take each kind of convolution by itself, dense and as a pair in both
-# forms, at a third of the weights. If MACs were milliseconds, all dots below would lie on one
-# straight line.
+# Where does the time go? Take each kind of convolution by itself: dense, and as a pair in the
+# channel and in the spatial form, at a third of the weights. If MACs were milliseconds, all dots
+# below would lie on one straight line.
 
 # %%
 kinds = {}                                           # one layer of each geometry
@@ -249,7 +250,7 @@ def dots(axes, x, y):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
-    axes.legend()
+    axes.legend(loc="lower right")
 
 # %%
 speeds = sorted(row[3][form] / row[4][form] / 1e6 for row in rows for form in COLOURS)
@@ -268,7 +269,8 @@ plots.show(
 )
 
 # %% [markdown]
-# The upper dotted line is the lowest speed, the lower one the highest speed among these layers.
+# Each dotted line is one speed: the upper one the lowest, the lower one the highest among these
+# layers.
 
 # %%
 print("layer              dense   channel form   spatial form   (ms)")
@@ -278,10 +280,10 @@ for name, _, _, _, ms in rows:
 print(f"fastest and slowest dot: {spread:.1f} times apart in MACs a second")
 
 # %% [markdown]
-# **Explain.** More MACs take longer, but the same number of MACs takes very different times. All
-# pairs have about a third of the MACs; look how far their shares of the time lie apart. A share
-# near or above 100 % means that the pair is not worth its error on this machine: **leave that layer
-# dense.**
+# **Explain.** More MACs take longer, but the same number of MACs takes very different times. Every
+# pair has a third of the weights, or less where its rank was rounded down. Look how far their
+# shares of the time lie apart. A share near or above 100 % means that the pair is not worth its
+# error on this machine: **leave that layer dense.**
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -321,8 +323,8 @@ for form in COLOURS:
 
 # %% [markdown]
 # **Explain.** No. Between the two thin layers lies a tensor that did not exist before: it is
-# written and read again. So a pair has fewer MACs for each byte that it moves. This number is
-# called the **arithmetic intensity**.
+# written and read again. So a pair has fewer MACs for each byte that it moves. The MACs for each
+# byte are the **arithmetic intensity**.
 #
 # Two speeds limit every layer: how fast the processor multiplies, and how fast it moves data. A
 # large matrix product shows the first, a large copy the second. Here you look for the best that the
@@ -366,10 +368,10 @@ plots.show(
 # %% [markdown]
 # **Explain.** This is a **roofline** (Williams et al., 2009). Under the rising part, data is the
 # limit; under the flat part, multiplication. Most pairs lie further left than their dense layer.
-# (The last layers are the exception: they move more weights than images, and the weights do shrink
-# to a third.) A dot below the roof loses time elsewhere: in starting the layer, in rearranging its
-# data. A dot can lie above the rising part if its data is still in a cache, which is faster than
-# the memory that you measured.
+# (The last layers can be an exception: most of what they move is weights, and the weights do shrink
+# to a third.) Under the flat part, the memory does not explain a dot far below the roof: it loses
+# time elsewhere, in starting the layer or in rearranging its data. A dot can lie above the rising
+# part if its data is still in a cache, which is faster than the memory that you measured.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -413,8 +415,9 @@ print(f"one rank more than a multiple of 16 costs {more:+.0%}, one rank fewer sa
 # %% [markdown]
 # **Explain.** If one more costs clearly more than one fewer saves, your machine has steps, and a
 # rank just above a step wastes time. If both are small, it has none that matter here. `compress`
-# takes multiples of 8 in either case: that gives away at most 7 ranks, and is never just above a
-# step of 8.
+# takes multiples of 8 in either case (in narrow layers all ranks): that gives away at most 7 ranks,
+# and is never just above a step of 8. Look also whether the line crosses the dotted one: from there
+# on the pair is not faster, and that can be below the break-even rank.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -434,8 +437,9 @@ assert len(ranks) >= 4 and min(ms.values()) > 0
 # - **folding**: in `eval()` mode a batch norm only scales and shifts each channel. Both can go into
 #   the weights of the layer before it.
 #
-# Here is the last one by hand. With the stored mean $\mu$ and variance $v$, scale $\gamma$ and
-# shift $\beta$:
+# Here is the last one by hand. The convolution gives $Wx$, without a bias. The batch norm has the
+# stored mean $\mu$ and variance $v$, scale $\gamma$, shift $\beta$, and a small $\epsilon$ so that
+# it never divides by zero. All are numbers for one channel:
 #
 # $$\gamma\,\frac{Wx - \mu}{\sqrt{v + \epsilon}} + \beta = (sW)\,x + (\beta - s\mu),
 # \qquad s = \frac{\gamma}{\sqrt{v + \epsilon}}$$
@@ -461,7 +465,7 @@ print(f"same as before: {same_layer}, as the course's: {same_course}, answers: {
 def steps(model):
     """The model as it is, then with each step added to those before."""
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    return {"as it is": model, "channels_last": last, "and folded": fold_batch_norms(last, batch)}
+    return {"as it is": model, "channels_last": last, "folded": fold_batch_norms(last, batch)}
 
 
 both = {(n, step): m for n, net in networks.items() for step, m in steps(net).items()}
@@ -482,18 +486,19 @@ for axes, (count, found) in zip(figure.subplots(1, 2), per_image.items(), strict
         drawn = axes.bar(places, heights, 0.38, color=colour, label=name)
         axes.bar_label(drawn, fmt="%.1f", fontsize=11)
     axes.set(title=f"batch {count}", ylabel="ms for one image")
-    axes.set_xticks(range(3), ["as it is", "channels\nlast", "and\nfolded"])
+    axes.set_xticks(range(3), ["as it is", "channels\nlast", "folded"])
     axes.grid(False)
 figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
-said = [f"{c}: dense {f['dense', 'as it is']:.1f} to {f['dense', 'and folded']:.1f} ms, thin "
-        f"{f['thin', 'as it is']:.1f} to {f['thin', 'and folded']:.1f} ms"
+said = [f"{c}: dense {f['dense', 'as it is']:.1f} to {f['dense', 'folded']:.1f} ms, thin "
+        f"{f['thin', 'as it is']:.1f} to {f['thin', 'folded']:.1f} ms"
         for c, f in per_image.items()]
 plots.show(figure, alt="Time for one image after each step, at batch " + "; at batch ".join(said))
 
 # %% [markdown]
-# **Explain.** Look at the last pair of bars for each batch size: that is the honest comparison,
-# both networks at their best. Choose the batch size of your real use. A phone reads one picture at
-# a time, an archive many.
+# **Explain.** Where the printed share falls from step to step, the thin network gained more. But
+# look at the last pair of bars for each batch size: that is the honest comparison, both networks at
+# their best. Choose the batch size of your real use. A phone reads one picture at a time, an
+# archive many.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -506,11 +511,11 @@ assert all(value > 0 for found in per_image.values() for value in found.values()
 #
 # `torch.compile` writes a program for the whole network and can join neighbouring steps, so that
 # less data goes to memory and back. On a processor (not a GPU) it needs a C++ compiler, and most of
-# a minute. So take only one stage of the network.
+# a minute. So take only one stage of the network, `layer2`, of both.
 
 # %%
 stage_in = torch.randn(8, *layer_shapes(dense, batch)["layer2.0.conv1"][0][0][1:])
-stages = {name: both[name, "and folded"].layer2 for name in networks}
+stages = {name: both[name, "folded"].layer2 for name in networks}
 if shutil.which("g++") is None or quick:
     print("Skipped: no C++ compiler here, or this is a quick test.")
 else:
@@ -524,6 +529,8 @@ else:
         print(f"Skipped: torch.compile failed here ({type(error).__name__}).")
 
 # %% [markdown]
+# **Explain.** If it ran, compare compiled with compiled: again both at their best.
+#
 # ## 8. Threads
 #
 # A processor has several cores, and a layer can be shared among them. Thin layers have less to
@@ -533,7 +540,7 @@ else:
 
 # %%
 threads = sorted({1, torch.get_num_threads(), min(2, os.cpu_count() or 1)})
-best = {name: both[name, "and folded"] for name in networks}
+best = {name: both[name, "folded"] for name in networks}
 for number in threads:
     found = compare_latency(best, batch, 8, threads=number, runs=3)
     share = found["thin"] / found["dense"]
@@ -541,18 +548,21 @@ for number in threads:
           f"{share:.0%}")
 
 # %% [markdown]
-# **Explain.** The share can change with the number of threads. So fix it, and say it: a time
-# without batch size, threads, precision and processor is not a result.
+# **Explain.** If the share rises with the threads, the dense network gained more. So fix the number
+# of threads, and say it: a time without batch size, threads, precision and processor is not a
+# result.
 #
 # ## 9. A budget of milliseconds
 #
 # You have seen that the worth of a cut depends on the layer and on the machine. So let the budget
-# count milliseconds. `compress(..., cost="latency")` times each kind of layer at a few ranks, as
-# you did in sections 3 and 5, and keeps the table for the next time. In the end it times the whole
-# network: layers alone do not add up to it.
+# ([chapter 06](06_choosing_ranks.ipynb)) count milliseconds. `compress(..., cost="latency")` times
+# each kind of layer at a few ranks, as you did in sections 3 and 5, and keeps the table for the
+# next time. In the end it times the whole network, because the times of single layers do not quite
+# add up to it.
 #
-# First a budget of MACs. Then ask for the time that this plan turned out to take (at most 95 % of
-# the dense network's), now as a budget of time.
+# First compress under a budget of MACs. Then take the time that this plan needs (at most 95 % of
+# the dense network's) as a budget of time. Without the photographs the weights alone decide, and no
+# accuracy is printed.
 
 # %%
 photos = quick or data.find_data() == "imagenette"
@@ -577,7 +587,8 @@ except ValueError as error:                          # what can be reached, the 
 print(*str(by_time.plan).splitlines()[:8], "...", sep="\n")
 
 # %% [markdown]
-# `before` and `after` are milliseconds now, for all 8 images. A dash is a layer that stays dense.
+# `before` and `after` are milliseconds now, for all 8 images; `error` is the harm that `compress`
+# expects. A dash means that a layer stays dense.
 #
 # **Predict.** Which layers does the second plan leave dense that the first one cuts?
 
@@ -597,11 +608,11 @@ for name, model in plans.items():
 
 # %% [markdown]
 # **Explain.** At about the same time the second plan may keep more MACs: it spends them where they
-# are cheap. (So few images say little about the accuracy; [chapter 08](08_retraining.ipynb) shows
-# how to judge.)
+# are cheap. (Ten images of each class say little about the accuracy; [chapter
+# 08](08_retraining.ipynb) shows how to judge.)
 #
-# You can do the same by hand: time each layer of a plan against its dense version, and give back
-# those that did not get faster.
+# You can do the same by hand: time one layer of each kind against its dense version, and make those
+# dense again that did not get faster.
 
 # %%
 plan, slower = by_macs.plan, []
@@ -626,7 +637,8 @@ assert by_time is by_macs or by_time.plan.cost == "latency"
 #
 # The course's network for digits is tiny: images of 32 × 32 pixels, a quarter of the channels.
 #
-# **Predict.** You leave it about a third of its MACs. What happens to the time for one image?
+# **Predict.** Its 3 × 3 convolutions become pairs as in section 2, and less than half of its MACs
+# are left. What happens to the time for one image?
 
 # %%
 tiny = load_resnet18("digits")
@@ -643,12 +655,12 @@ print(f"{part:.0%} of the MACs, {tiny_share:.0%} of the time")
 
 # %% [markdown]
 # **Explain.** Starting a layer takes some microseconds, however little it does, and now there are
-# nearly twice as many layers. Expect no gain, or a loss,
+# nearly twice as many convolutions. Expect no gain, or a loss,
 #
 # - on small images and narrow layers, above all with one image at a time;
 # - at mild cuts: near the break-even of the MACs, the extra traffic decides;
 # - on layers that are limited by data and not by multiplication, such as 1 × 1 and grouped
-#   convolutions;
+#   convolutions (in a grouped one, each output sees only some of the input channels);
 # - on processors with many idle cores, or a GPU with a small batch.
 #
 # The file is smaller in any case. That may be reason enough, but say which of the two you promise.
@@ -656,10 +668,11 @@ print(f"{part:.0%} of the MACs, {tiny_share:.0%} of the time")
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
 assert 0.2 < part < 0.5
+assert tiny.conv1.out_channels == 64 / 4             # "a quarter of the channels"
 if calm:
     assert tiny_share > part                         # the time falls less than the MACs
 count = [sum(isinstance(m, nn.Conv2d) for m in net.modules()) for net in (tiny, tiny_thin)]
-assert 1.7 < count[1] / count[0] < 2                 # "nearly twice as many layers"
+assert 1.7 < count[1] / count[0] < 2                 # "nearly twice as many convolutions"
 assert math.isfinite(tiny_share)
 
 # %% [markdown]
@@ -720,7 +733,7 @@ assert 25e6 / 100e9 * 1e3 == 0.25 and 3e6 / 10e9 * 1e3 == 0.3 and round(1 / 0.3,
 # - Run the notebook again while another program is busy. Which figures move, and which stay?
 #
 # **The way on.** [Chapter 11](11_capstone.ipynb), the capstone, lets you use all of this on a
-# network of your own. How the layers are split stands in [05, factorizing for
+# network of your own. How the layers are split is in [05, factorizing for
 # real](05_factorizing.ipynb).
 #
 # ## References

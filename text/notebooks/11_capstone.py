@@ -161,7 +161,7 @@ assert abs(known["lazy"]["score"] - 10) < 1e-3                # "one image in te
 # ## 3. A worked example
 #
 # **Compress.** `compress` takes one budget, a card has several. Ask for the MACs first and look at
-# what that does to the parameters. If it misses a limit, ask for that one instead
+# what that does to the parameters. If the network misses a limit, ask for that one instead
 # (`cost="params"`), or for fewer MACs.
 
 # %%
@@ -170,8 +170,9 @@ results = {"first plan": score(first, dense, card, loaders["holdout"], example)}
 show("first plan", results["first plan"], card)
 
 # %% [markdown]
-# **Read the plan.** `error` is the harm that `compress` expects from a cut. Divide it by the MACs
-# that the cut saves: the dearest layers are where a change pays most.
+# **Read the plan.** `error` is the harm that `compress` expects from a cut ([chapter
+# 06](06_choosing_ranks.ipynb)). Divide it by the MACs that the cut saves: that is the price of a
+# saved MAC. Where the price is highest, a change pays most.
 
 # %%
 def price(row):
@@ -185,11 +186,12 @@ for row in [*cut[:2], *cut[-2:]]:
           f"{row.before - row.after:12,.0f} {1e9 * price(row):12.1e}")
 
 # %% [markdown]
-# **Edit it.** Give the dearest layer its dense form back. To pay for it, lower the rank of the
-# cheapest layers by a quarter, one after the other. `plan.edit` changes one line of the plan,
-# `apply` builds the network anew.
+# **Edit it.** Give the layer with the highest price (`dearest` in the code) its dense form back. To
+# pay for it, lower the rank of the cheapest layers by a quarter, one after the other, until the
+# MACs are saved elsewhere. `plan.edit` changes one line of the plan, `apply` builds the network
+# anew.
 #
-# **Predict.** Does your hand choose better than `compress`?
+# **Predict.** Is the edited plan better than that of `compress`?
 
 # %%
 dearest = cut[-1]
@@ -206,8 +208,9 @@ results["edited plan"] = score(edited, dense, card, loaders["holdout"], example)
 show(f"edited plan, {dearest.name} dense", results["edited plan"], card)
 
 # %% [markdown]
-# **Compare.** Both were judged on the same held-out images. McNemar's test asks whether the images
-# on which they differ could have fallen as coins do.
+# **Compare.** Both were judged on the same held-out images. McNemar's test ([chapter
+# 08](08_retraining.ipynb)) counts only the images that exactly one of the two gets right. The
+# p-value is how often fair coins fall at least as unevenly.
 
 # %%
 def p_value(a, b, loader):
@@ -224,7 +227,7 @@ print("harm that the plans expect:", {n: f"{value:.1e}" for n, value in expected
 
 # %% [markdown]
 # **Explain.** With so few images you can seldom tell. Then keep the plan that expects less harm. In
-# general that is the first one: the search has weighed all layers against each other in this way.
+# general that is the first one: the search has weighed all layers against each other by this harm.
 # Edit by hand when you know something that `compress` does not: a layer that another program needs,
 # a rank that your hardware likes, a layer that did not get faster.
 
@@ -232,6 +235,7 @@ print("harm that the plans expect:", {n: f"{value:.1e}" for n, value in expected
 # Guards the numbers in the text; you can skip it.
 for result in results.values():
     assert result["MACs"] <= card["MACs"] + 1e-9
+assert results["first plan"]["score"] > 0                      # the light card "can be reached"
 assert all(value >= 0 for value in expected.values()) and 0 <= p <= 1
 assert {row.name: row.form for row in edited.plan}[dearest.name] == "dense"
 
@@ -255,14 +259,16 @@ results["tuned"] = score(tuned, dense, card, holdout, example)
 control_top1 = 100 * float(answers(control, holdout).float().mean())
 show("tuned", results["tuned"], card)
 print(f"control, the dense network trained on: {control_top1:.1f} %")
-final = tuned if results["tuned"]["top-1"] >= results["first plan"]["top-1"] else chosen
+before = results["first plan" if chosen is first else "edited plan"]
+final = tuned if results["tuned"]["top-1"] >= before["top-1"] else chosen
 print("kept:", "the tuned network" if final is tuned else "the network before the training")
 
 # %% [markdown]
 # ## 4. Save, load, export
 #
-# `save_compressed` writes tensors and plan into one file, without pickle, so that loading it runs
-# no foreign code. `load_compressed` needs a dense network of the same kind, with any weights.
+# `save_compressed` writes tensors and plan into one file. It does not use pickle, Python's own
+# format for objects, because loading a pickle can run foreign code. `load_compressed` needs a dense
+# network of the same kind, with any weights.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -277,8 +283,8 @@ print(f"file: {(folder / 'mine.safetensors').stat().st_size / 1e6:.2f} MB, dense
       f"{file_mb(dense):.2f} MB")
 
 # %% [markdown]
-# To run without this course's package, fold the batch norms and export. `torch.export` records the
-# network as one graph of operations, for any batch size.
+# To run without this course's package, fold the batch norms (chapter 10) and export. `torch.export`
+# records the network as one graph of operations, here for batches of 1 to 1024 images.
 
 # %%
 ready = fold_batch_norms(loaded, example)
@@ -326,9 +332,10 @@ for why, number in sorted(reasons.items(), key=lambda item: -item[1]):
     print(f"{number:3} layers: {why}")
 
 # %% [markdown]
-# **Explain.** A grouped convolution is left dense, and the plan says so. A budget out of reach is
-# an error that names the least one. Networks such as this one have little left to take: start with
-# a larger one if you can choose.
+# **Explain.** A budget out of reach is an error that names the least one. The plan says why a layer
+# stays dense: in a grouped convolution each output sees only some of the input channels, and
+# `compress` does not cut it. A network that was designed to be small has little to spare: start
+# with a larger one if you can choose.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -338,9 +345,10 @@ assert any("grouped" in why for why in reasons) and reasons["cut"] > 10
 # %% [markdown]
 # ## 6. Your turn
 #
-# **This cell is yours.** Put your network and your images in. Loaders give pairs (images, labels),
-# scaled as your network expects; `train` needs about a thousand images, `holdout` and `test` as
-# many as you have. Leave the `None` where it stands, and the worked example takes its place.
+# **This cell is yours.** Put your network and your images in, and your choices into `my_way`.
+# Loaders give pairs (images, labels), scaled as your network expects; `train` needs about a
+# thousand images (the worked example takes fewer, to be quick), `holdout` and `test` as many as you
+# have. If you leave `None` everywhere, the worked example takes their place.
 
 # %%
 my_name = "worked example"                           # a name for the picture
@@ -379,11 +387,12 @@ print(f"only dense right {my_final['lost']}, only small right {my_final['won']},
 # The reference points come from the course's recorded runs on all validation images of Imagenette,
 # and from the popular recipe: it reports 64.79 % and keeps all MACs and parameters (chapter 00).
 #
-# **Predict.** Where will your point lie: above the line between the recorded points, or below?
+# **Predict.** How far below your dense network will your point lie? And how far does the course's
+# retrained network lie below its own?
 
 # %%
 points = {"popular recipe": (100, 100, 64.79)}       # MACs %, parameters %, top-1 %
-for path in sorted(Path("../results").glob("demo-full*.json")):
+if (path := Path("../results/demo-full.json")).exists():
     record = json.loads(path.read_text())
     base = record["rows"][0]
     for row in record["rows"]:
@@ -428,9 +437,10 @@ plots.show(
 )
 
 # %% [markdown]
-# **Explain.** Further up and further left is better. The bar is one standard error. Points of other
-# data sets or other images cannot be compared by their height: compare what each lost against its
-# own dense network. To beat the course, come closer to your dense network at the same cost.
+# **Explain.** The star is your network; its bar is one standard error up and down. The dotted line
+# is the limit of your card. Further up and further left is better. Points of other data sets or
+# other images cannot be compared by their height: compare what each lost against its own dense
+# network. To beat the course, come closer to your dense network at the same cost.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -451,7 +461,7 @@ if mine is final:
 # - ranks, epochs and learning rates were chosen on **held-out training** images;
 # - the test images were looked at **once**;
 # - the **dense** network got the same extra training and the same treatment for speed;
-# - three seeds, if you claim something of a *way of training*;
+# - three seeds, if you claim something about a *way of training*;
 # - batch size, threads, precision and processor stand beside each time.
 
 # %%
@@ -476,8 +486,7 @@ medians of runs in turns, torch {version}, processor: ...
 print(report(my_name, my_final, my_p, my_card))
 
 # %% [markdown]
-# The dots are yours to fill in. Do not leave out the last line: what did not work saves the next
-# reader a day.
+# Fill in the dots. Do not leave out the last line: what did not work saves the next reader time.
 #
 # ## Recap
 #
@@ -501,7 +510,8 @@ print(report(my_name, my_final, my_p, my_card))
 # 89 %. What happened?
 #
 # <details><summary>Answer</summary>
-# Perhaps nothing: the best of six looks better than it is, and few images scatter. Report 89 %.
+# Perhaps nothing: the best of six looks better than it is, and a figure from few images scatters.
+# Report 89 %.
 # </details>
 # <br>
 #
@@ -531,7 +541,8 @@ print(report(my_name, my_final, my_p, my_card))
 #
 # ## References
 #
-# - M. Mitchell et al., *Model cards for model reporting*, FAccT, 2019. (what a report should hold)
+# - M. Mitchell et al., *Model cards for model reporting*, FAT\*, 2019. (what a report should hold;
+#   the conference is FAccT today)
 # - M. Sandler, A. Howard, M. Zhu, A. Zhmoginov and L.-C. Chen, *MobileNetV2: inverted residuals and
 #   linear bottlenecks*, CVPR, 2018.
 # - Q. McNemar, *Note on the sampling error of the difference between correlated proportions or
