@@ -264,7 +264,7 @@ print(f"rank 0 in {sum(r == 0 for r in found.values())} layers")
 # published method also splits a layer's channels into groups. That is left out.)
 
 # %%
-def scaled_evbmf(knob):
+def scaled_evbmf(knob):                              # its ranks times a factor, 200 at most
     return {n: min(full[n], max(1, round(max(1, r) * 200 * knob))) for n, r in found.items()}
 
 
@@ -617,11 +617,11 @@ plots.show(figure, "Ranks of 20 convolutions under one budget, one row a rule, p
            f"nats ({order[0]}) to {kl[order[-1]].mean():.2f} ({order[-1]}).")
 
 # %% [markdown]
-# **Explain.** Look at the first column. Equal energy and ALDS keep little of the stem: its spectrum
-# falls steeply. But all later layers depend on what the stem lets through. The price in nats spends
-# more of the MACs on the stem and the first two stages than equal energy does. That alone is not
-# enough: EVBMF spends on the first layers, too, and its KL is higher. The prediction needs two
-# passes over some images, and knows every rank.
+# **Explain.** A pale bar is a layer that stays dense. Look at the first column. Equal energy and ALDS
+# keep little of the stem: its spectrum falls steeply. But all later layers depend on what the stem
+# lets through. The price in nats spends more of the MACs on the stem and the first two stages than
+# equal energy does. That alone is not enough: EVBMF spends on the first layers, too, and its KL is
+# higher. The prediction needs two passes over some images, and knows every rank.
 #
 # Do not read the order as a law. It holds for one network, one budget, one way of cutting. What you
 # can take with you: **choose the goal first, then the optimiser**, and test both on images that

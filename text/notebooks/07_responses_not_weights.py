@@ -535,7 +535,8 @@ for key, value in means.items():
 
 # %% [markdown]
 # **Explain.** The refit takes away the part that a linear map can repair, and each mended layer gives
-# better inputs to the next. What the directions that were kept do not carry stays lost.
+# better inputs to the next. The first layers receive few errors, so there is little to mend. What
+# the kept directions do not carry stays lost.
 #
 # ## 6. Recalibration has a price
 #
@@ -666,7 +667,8 @@ plots.show(figure, "Seven networks at equal MACs, from the largest KL to the sma
 # channel.
 #
 # `compress` with `data` does all of this: two-sided directions, ranks by price in nats (chapter
-# 06), the refit. It may also take the spatial form, layer by layer.
+# 06), the refit. It may also take the spatial form, layer by layer. And it halves the class scores
+# before it takes the gradients: a network that is very sure of its answers has almost none left.
 #
 # **Predict.** Same MACs, and the ranks are now free. How far does the KL fall?
 

@@ -503,10 +503,10 @@ plots.curves(
 )
 
 # %% [markdown]
-# **Explain.** The update that free training finds is *not* of low rank. But updates of low rank that
-# do the same exist, and training finds them if nothing else is allowed. So if you want a thin update,
-# set the rank first and then train. [Chapter 08](08_retraining.ipynb) does the same with a compressed
-# network.
+# **Explain.** Read the rank off the picture: one or two directions are far from enough. The update
+# that free training finds is *not* of low rank. But updates of low rank that do the same exist, and
+# training finds them if nothing else is allowed. So if you want a thin update, set the rank first and
+# then train. [Chapter 08](08_retraining.ipynb) does the same with a compressed network.
 #
 # Two more things to know. LoRA does not compress: $W$ is still there. But it costs nothing when the
 # network runs, because $W + BA$ is one matrix. And it has limits: on large changes of task, full
