@@ -17,7 +17,7 @@ from lowrank_course.compress import apply, fold_batch_norms
 from lowrank_course.data import write_text
 from lowrank_course.measure import count_parameters
 from lowrank_course.models import resnet18, save_weights
-from lowrank_course.recipes import OPTIONS, RECIPES, cycles, machine
+from lowrank_course.recipes import RECIPES, cycles, machine
 
 
 def cut(run: Run, name: str) -> nn.Module:
@@ -132,10 +132,10 @@ def controls(run: Run) -> Jobs:
     def fresh(kind: str, build: Callable[[], nn.Module], seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)
         model = build()
-        options, log = {key: recipe[key] for key in OPTIONS}, []
-        for number, sizes in enumerate(cycles(recipe)):
-            key = f"{run.label}-{kind}-{number}-{seed}"
-            log += trained(b, key, model, sizes, seed + 1000 * number, **options)["log"]
+        log: list[dict[str, float]] = []
+        for number, cycle in enumerate(cycles(recipe)):
+            key, sizes = f"{run.label}-{kind}-{number}-{seed}", cycle.pop("size")
+            log += trained(b, key, model, sizes, seed + 1000 * number, **cycle)["log"]
         found = tune(run, kind, model, seed, learning_rate=rate)
         return {**found, "log": log + found["log"]}
 

@@ -27,6 +27,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "imagenette": {
         "width": 64,
         "sizes": [64] * 14 + [96] * 44 + [128] * 4,
+        "again": [{"size": [128] * 16, "learning_rate": 0.03, "cutmix": 0.5}],
         "evaluation_size": 128,
         "learning_rate": 0.06,
         "weight_decay": 5e-4,
@@ -58,9 +59,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def cycles(recipe: Mapping[str, Any]) -> list[list[int]]:
-    """The sizes of each epoch, one list for each one-cycle schedule of a recipe."""
-    return [recipe["sizes"], *recipe.get("again", [])]
+def cycles(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Options of `train` for each one-cycle schedule of a recipe; the later ones change some."""
+    first = {"size": recipe["sizes"], **{key: recipe[key] for key in OPTIONS}}
+    return [first, *({**first, **changed} for changed in recipe.get("again", []))]
 
 
 def train_shipped(name: str, folder: Path, seed: int = 0) -> dict[str, Any]:
@@ -74,30 +76,27 @@ def train_shipped(name: str, folder: Path, seed: int = 0) -> dict[str, Any]:
         raise ValueError(f"name={name!r} has no recipe; use one of {', '.join(RECIPES)}")
     recipe, path = RECIPES[name], folder / f"{name}.safetensors"
     parts = {split: load_images(split, name) for split in ("train", "holdout", "val")}
-    images = parts["train"]
+    images, classes, side = parts["train"], parts["train"].classes, recipe["evaluation_size"]
     torch.manual_seed(seed)
-    model = resnet18(recipe["width"], len(images.classes))
+    model = resnet18(recipe["width"], len(classes))
     record = _begun(path, recipe, seed)
     log: list[dict[str, float]] = record.get("log", [])
     if log:
         load_state(model, read_weights(path)[0], path)
-    options = {"holdout": parts["holdout"], **{key: recipe[key] for key in OPTIONS}}
-    for number, sizes in enumerate(cycles(recipe)):
-        if len(log) >= sum(map(len, cycles(recipe)[: number + 1])):
+    for number, cycle in enumerate(cycles(recipe)):
+        if len(log) >= sum(len(each["size"]) for each in cycles(recipe)[: number + 1]):
             continue
         label = f"{name}-{seed}-{number}" if number else f"{name}-{seed}"
-        options["checkpoint"] = cache_folder() / "training" / f"{label}.pt"
-        options["seed"] = seed + 1000 * number  # other crops, another order
-        found = train(model, images, len(sizes), sizes, **options)
+        cycle["checkpoint"] = cache_folder() / "training" / f"{label}.pt"
+        cycle["seed"] = seed + 1000 * number  # other crops, another order
+        found = train(model, images, len(cycle["size"]), holdout=parts["holdout"], **cycle)
         log = log + [{**epoch, "epoch": len(log) + epoch["epoch"]} for epoch in found]
-        about = {key: recipe[key] for key in ("width", "evaluation_size")}
-        about["classes"] = images.classes
+        about = {"width": recipe["width"], "classes": classes, "evaluation_size": side}
         digest = save_weights(model.cpu().state_dict(), path, about)
         load_state(model, read_weights(path)[0], path)
         accuracy = {
-            split: round(evaluate(model, make_loader(part, 128, recipe["evaluation_size"])), 2)
-            for split, part in parts.items()
-            if split != "train"
+            split: round(evaluate(model, make_loader(parts[split], 128, side)), 2)
+            for split in ("holdout", "val")
         }
         counts = {split: len(part) for split, part in parts.items()}
         again = {"again": recipe["again"][:number]} if "again" in recipe else {}

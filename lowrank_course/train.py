@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from .data import ImageSet, make_loader, written_beside
@@ -52,6 +53,7 @@ def train(
     weight_decay: float = 5e-4,
     batch_size: int = 64,
     label_smoothing: float = 0.1,
+    cutmix: float = 0.0,
     teacher: nn.Module | None = None,
     holdout: ImageSet | None = None,
     seed: int = 0,
@@ -65,6 +67,9 @@ def train(
     size : pixels, for all epochs or one for each; small images first save time
     learning_rate : the peak of the one-cycle schedule (Smith and Topin 2019)
     weight_decay : on the weights of convolutions and linear layers only
+    cutmix : share of the batches in which a box of each image comes from another, and so does that
+        share of its label: for trainings so long that a network learns its images by heart (Yun et
+        al. 2019)
     teacher : adds T^2 KL(teacher, model) at T = 4 to the loss (Hinton et al. 2015)
     holdout : if given, its accuracy is recorded after every epoch
     seed : of order and augmentation
@@ -122,6 +127,7 @@ def train(
         "batch_size": batch_size,
         "images": len(images),
         "label_smoothing": label_smoothing,
+        "cutmix": cutmix,
         "teacher": teacher is not None,
         "seed": seed,
         "processes": accelerator.num_processes,
@@ -151,6 +157,8 @@ def train(
         wrapped.train()
         total = 0.0
         for batch, labels in loader:
+            if cutmix and torch.rand(()) < cutmix:
+                batch, labels = v2.CutMix(num_classes=len(images.classes))(batch, labels)
             batch = batch.contiguous(memory_format=layout)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits = wrapped(batch)

@@ -167,7 +167,7 @@ def test_train_writes_a_network_that_loads(tmp_path, monkeypatch, capsys, short_
 
 
 def test_a_second_cycle_goes_on_from_the_network_of_the_first(tmp_path, monkeypatch, short_recipe):
-    both = {**short_recipe, "again": [[24]]}
+    both = {**short_recipe, "again": [{"size": [24], "cutmix": 0.5}]}
     monkeypatch.setitem(recipes.RECIPES, "digits", both)
     whole = recipes.train_shipped("digits", tmp_path / "whole")
     assert [epoch["epoch"] for epoch in whole["log"]] == [1, 2, 3]

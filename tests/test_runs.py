@@ -46,7 +46,7 @@ SETTINGS = {
         "preparing": [16],
     },
 }
-RECIPE = {**runs.RECIPES["digits"], "sizes": [16, 24], "again": [[24]]}
+RECIPE = {**runs.RECIPES["digits"], "sizes": [16, 24], "again": [{"size": [24]}]}
 
 
 @pytest.fixture(scope="module")

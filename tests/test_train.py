@@ -1,11 +1,14 @@
 """Training: resumed, distilled, averaged, on two processes; what it refuses."""
 
 import copy
+import math
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -124,6 +127,24 @@ def test_frozen_parameters_stay(digits):
     run(model, digits[0], 1)
     assert torch.equal(model[3].weight, before["3.weight"])
     assert not torch.equal(model[0].weight, before["0.weight"])
+
+
+@pytest.mark.parametrize("cutmix", [0.0, 1.0])
+def test_cutmix_puts_a_box_of_another_image_in(digits, cutmix):
+    grey = np.arange(0, 240, 5, dtype=np.uint8)  # 48 images of one colour each
+    pixels = np.tile(grey[:, None, None, None], (1, 16, 16, 3))
+    labels = np.arange(len(grey)) % 10
+    images = replace(digits[0], pixels=pixels, index=np.arange(len(grey)), labels=labels)
+    model, colours = small_net(), []
+
+    def look(_, given):
+        colours.extend(len(image[0].unique()) for image in given[0])
+
+    model.register_forward_pre_hook(look)
+    history = run(model, images, 1, cutmix=cutmix)
+    assert math.isfinite(history[0]["loss"])
+    assert (colours.count(2) > len(grey) / 2) == bool(cutmix)
+    assert (colours.count(1) > len(grey) / 2) != bool(cutmix)
 
 
 def test_distillation_draws_towards_the_teacher(digits):
@@ -276,6 +297,7 @@ def test_checkpoint_of_another_shape(checkpoint, digits, tmp_path):
         ({"learning_rate": 0.1}, "learning_rate=0.06, not 0.1"),
         ({"weight_decay": 0.0}, "weight_decay=0.0005, not 0.0"),
         ({"seed": 1}, "seed=0, not 1"),
+        ({"cutmix": 0.5}, "cutmix=0.0, not 0.5"),
         ({"teacher": Interrupting()}, "teacher=False, not True"),
     ],
 )
@@ -371,6 +393,7 @@ def test_train_is_the_packages_front_door():
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 import torch
 from accelerate import PartialState
 from lowrank_course.data import balanced_subset, load_images, make_loader

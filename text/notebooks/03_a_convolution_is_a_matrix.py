@@ -539,8 +539,9 @@ assert linalg.rank_for_energy(S_stem, 0.9) < 0.85 * linalg.rank_for_energy(S_ran
 # ## 6. The spectra of all 20
 #
 # The **spectrum** of a matrix is the list of its singular values. In chapter 01 you saw how far the
-# spectrum of pure noise reaches: up to the **noise edge**, $\sigma(\sqrt{m} + \sqrt{n})$. Divide by
-# it, and all layers can be compared: random numbers end at 1.
+# spectrum of pure noise reaches: up to the **noise edge**, $\sigma(\sqrt{m} + \sqrt{n})$, for an
+# $m \times n$ matrix of numbers with standard deviation $\sigma$. Divide by it, and all layers can be
+# compared: random numbers end at 1.
 
 # %%
 def above_noise(W):
@@ -742,6 +743,9 @@ plots.pictures(
 )
 
 # %% [markdown]
+# **Explain.** There is no exact answer. But the late maps have only a few pixels: they can say *where*
+# something is, hardly *what* it looks like.
+#
 # Compare the six maps of the stem once more. Several show nearly the same picture, although their
 # filters differ. The **correlation** measures that: 1 means the same picture up to brightness and
 # contrast, −1 its negative, 0 nothing in common. (The sign is left out here.)
