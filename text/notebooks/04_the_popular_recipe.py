@@ -722,8 +722,8 @@ assert data.COUNTS["val"] == 3925 and 0.7 < error < 0.8
 # be. The recipe evaluates in `eval()` mode, on images that were not trained on. It shows all its code
 # and its losses. So anyone can run it, and find out what you have found out.
 #
-# To save anything, only one step is missing, and the paper that it cites has it (Sainath et al.,
-# 2013): there, the layer *is* two factors, in training and in use.
+# To save anything, only one step is missing, and the paper that it cites has it
+# (Sainath et al., 2013): there, the layer *is* two factors, in training and in use.
 #
 # **What to fix first**, in this order:
 #
