@@ -276,7 +276,8 @@ def _bf16_pays(model: nn.Module, size: int, batch_size: int) -> bool:
     model.zero_grad()
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
-    return seconds[True] < 0.9 * seconds[False]
+    # Not on tiny maps: with AVX-512 their gradients in bfloat16 can be NaN (seen with torch 2.14).
+    return seconds[False] > 0.05 and seconds[True] < 0.9 * seconds[False]
 
 
 def _resume(

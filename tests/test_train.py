@@ -183,7 +183,7 @@ def test_precision_is_measured_without_a_trace(monkeypatch, digits):
     monkeypatch.undo()
     model = small_net()
     before = copy.deepcopy(model.state_dict())
-    assert MODULE._bf16_pays(model, 16, 8) in (True, False)
+    assert MODULE._bf16_pays(model, 16, 8) is False, "too quick to be worth it"
     assert equal(before, model.state_dict())
     assert all(p.grad is None for p in model.parameters())
 
