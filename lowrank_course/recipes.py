@@ -5,10 +5,10 @@ How a shipped file itself was made, stage by stage, says its own record, `weight
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,10 @@ def train_shipped(name: str, folder: Path, seed: int = 0) -> dict[str, Any]:
     model = resnet18(recipe["width"], len(classes))
     record = _begun(path, recipe, seed)
     log: list[dict[str, float]] = record.get("log", [])
-    if log:
+    done = len(cycles(record["recipe"])) if record else 0
+    if record:
         load_state(model, read_weights(path)[0], path)
-    for number, cycle in enumerate(cycles(recipe)):
-        if len(log) >= sum(len(each["size"]) for each in cycles(recipe)[: number + 1]):
-            continue
+    for number, cycle in list(enumerate(cycles(recipe)))[done:]:
         label = f"{name}-{seed}-{number}" if number else f"{name}-{seed}"
         cycle["checkpoint"] = cache_folder() / "training" / f"{label}.pt"
         cycle["seed"] = seed + 1000 * number  # other crops, another order
@@ -119,9 +118,8 @@ def _begun(path: Path, recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
     try:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         done = cycles(record["recipe"])
-        whole = hashlib.sha256(path.read_bytes()).hexdigest() == record["sha256"]
+        same = [record["seed"], record["sha256"]] == [seed, sha256(path.read_bytes()).hexdigest()]
     except (OSError, AttributeError, KeyError, TypeError, json.JSONDecodeError):
         return {}
     first = {**record["recipe"], "again": 0} == {**recipe, "again": 0}
-    same = whole and first and record.get("seed") == seed
-    return record if same and done == cycles(recipe)[: len(done)] else {}
+    return record if same and first and done == cycles(recipe)[: len(done)] else {}

@@ -67,9 +67,7 @@ def train(
     size : pixels, for all epochs or one for each; small images first save time
     learning_rate : the peak of the one-cycle schedule (Smith and Topin 2019)
     weight_decay : on the weights of convolutions and linear layers only
-    cutmix : share of the batches in which a box of each image comes from another, and so does that
-        share of its label: for trainings so long that a network learns its images by heart (Yun et
-        al. 2019)
+    cutmix : share of the batches whose images, and labels, are partly another's (Yun et al. 2019)
     teacher : adds T^2 KL(teacher, model) at T = 4 to the loss (Hinton et al. 2015)
     holdout : if given, its accuracy is recorded after every epoch
     seed : of order and augmentation
@@ -88,6 +86,8 @@ def train(
     """
     if epochs < 1:
         raise ValueError(f"epochs={epochs} trains nothing; use 1 or more")
+    if not 0 <= cutmix <= 1:
+        raise ValueError(f"cutmix={cutmix} is not in [0, 1]; it is a share of the batches")
     sizes = [size] * epochs if isinstance(size, int) else list(size)
     if len(sizes) != epochs:
         raise ValueError(f"size names {len(sizes)} epochs, epochs={epochs}; give one for each")
@@ -276,7 +276,7 @@ def _bf16_pays(model: nn.Module, size: int, batch_size: int) -> bool:
     model.zero_grad()
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
-    # Not on tiny maps: with AVX-512 their gradients in bfloat16 can be NaN (seen with torch 2.14).
+    # A quick pass gains little; on maps of one pixel bfloat16 gave NaN (AVX-512, torch 2.14).
     return seconds[False] > 0.05 and seconds[True] < 0.9 * seconds[False]
 
 

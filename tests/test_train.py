@@ -309,6 +309,12 @@ def test_checkpoint_of_another_recipe(checkpoint, digits, tmp_path, options, mes
 # ---- bad input ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("cutmix", [-0.1, 1.5])
+def test_a_share_that_is_none(digits, cutmix):
+    with pytest.raises(ValueError, match=rf"cutmix={cutmix} is not in \[0, 1\]; it is a share"):
+        run(small_net(), digits[0], 1, cutmix=cutmix)
+
+
 @pytest.mark.parametrize("epochs", [0, -1])
 def test_no_epochs(digits, epochs):
     with pytest.raises(ValueError, match=f"epochs={epochs} trains nothing; use 1 or more"):
@@ -393,7 +399,6 @@ def test_train_is_the_packages_front_door():
 
 SCRIPT = """
 import sys
-from dataclasses import replace
 import torch
 from accelerate import PartialState
 from lowrank_course.data import balanced_subset, load_images, make_loader
