@@ -167,13 +167,13 @@ def load_images(split: str, data: str = "auto", size: str = "160px") -> ImageSet
 
 
 def balanced_subset(images: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
-    """`per_class` randomly drawn images of every class."""
+    """`per_class` randomly drawn images of every class, the classes mixed."""
     smallest = int(np.bincount(images.labels, minlength=len(images.classes)).min())
     if not 1 <= per_class <= smallest:
         raise ValueError(f"per_class={per_class} is not in 1 to {smallest}, the smallest class")
     labels, random = images.labels, np.random.default_rng(seed)
     drawn = [random.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.unique(labels)]
-    return images.select(np.sort(np.concatenate(drawn)))
+    return images.select(random.permutation(np.concatenate(drawn)))
 
 
 def _digits(split: str) -> ImageSet:

@@ -541,6 +541,9 @@ def test_subsets_are_balanced_and_drawn_by_their_seed():
     assert np.bincount(first.labels).tolist() == [7] * 10
     assert (first.index == same.index).all() and (first.index != other.index).any()
     assert len(set(first.index)) == 70 and set(first.index) <= set(images.index)
+    # Batches mix the classes, whatever the order of the images: batch norms need that.
+    by_class = images.select(images.labels.argsort(kind="stable"))
+    assert all(len(set(balanced_subset(by_class, 20).labels[i : i + 40])) > 5 for i in (0, 80, 160))
     truth = dict(zip(images.index, images.labels, strict=True))
     assert all(truth[i] == label for i, label in zip(first.index, first.labels, strict=True))
     smallest = np.bincount(images.labels).min()

@@ -6,10 +6,12 @@ import io
 import json
 
 import pytest
+import torch
 
 from lowrank_course import cli, demo, models, recipes
-from lowrank_course.data import load_images, make_loader
+from lowrank_course.data import balanced_subset, load_images, make_loader
 from lowrank_course.models import load_resnet18
+from lowrank_course.responses import recalibrate
 from lowrank_course.train import evaluate
 
 NETWORKS = ["dense", "truncated", "recalibrated", "retrained"]
@@ -190,6 +192,23 @@ def test_a_second_cycle_goes_on_from_the_network_of_the_first(tmp_path, monkeypa
     assert recipes._begun(weights, both, 1) == recipes._begun(weights, short_recipe, 0) == {}
     weights.write_bytes(b"damaged")
     assert recipes._begun(weights, both, 0) == {}
+
+
+def test_the_statistics_are_those_of_whole_images(tmp_path, monkeypatch, short_recipe):
+    monkeypatch.setitem(recipes.RECIPES, "digits", {**short_recipe, "statistics": 20})
+    recipes.train_shipped("digits", tmp_path)
+    monkeypatch.setattr(models, "WEIGHTS", tmp_path)
+    norm = load_resnet18("digits").bn1
+    again = load_resnet18("digits")
+    some = balanced_subset(load_images("train", "digits"), 20)
+    recalibrate(again, make_loader(some, 128, 24))
+    for key in ("running_mean", "running_var"):
+        found = getattr(again.bn1, key)
+        assert torch.allclose(getattr(norm, key), found, rtol=1e-2, atol=1e-3)  # float16 in a file
+    monkeypatch.setitem(recipes.RECIPES, "digits", short_recipe)  # the same training without
+    recipes.train_shipped("digits", tmp_path)
+    crops = load_resnet18("digits").bn1
+    assert not torch.allclose(norm.running_mean, crops.running_mean, rtol=0.1)
 
 
 def test_train_names_the_checkpoint_that_stops_it(tmp_path, capsys, short_recipe):
