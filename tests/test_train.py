@@ -77,9 +77,10 @@ class Interrupting(nn.Module):
 def test_history_and_learning(digits):
     images, holdout = digits
     model = small_net()
-    history = run(model, images, 6, [12, 12, 12, 16, 16, 16], holdout=holdout, learning_rate=0.1)
-    assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4, 5, 6]
-    assert [epoch["size"] for epoch in history] == [12, 12, 12, 16, 16, 16]
+    sizes = [12] * 6 + [16] * 6
+    history = run(model, images, 12, sizes, holdout=holdout, learning_rate=0.1)
+    assert [epoch["epoch"] for epoch in history] == list(range(1, 13))
+    assert [epoch["size"] for epoch in history] == sizes
     assert history[-1]["loss"] < 0.9 * history[0]["loss"]
     assert history[-1]["accuracy"] == evaluate(model, make_loader(holdout, size=16))
     assert all(epoch["seconds"] > 0 for epoch in history)
