@@ -276,7 +276,8 @@ def recalibrate(model: nn.Module, batches: Batches) -> None:
     """Estimate the running statistics of all batch norms anew, in place; no weight changes.
 
     A truncated layer shifts and shrinks what follows; about a thousand training images are enough
-    to measure the new means and variances. All batches count alike (cumulative average).
+    to measure the new means and variances. All batches count alike (cumulative average). Mix the
+    classes: variances are measured within batches, so batches of one class give too small ones.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
