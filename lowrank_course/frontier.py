@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .compress import compress
 from .data import balanced_subset, find_data, load_images, make_loader, write_text
 from .measure import compare_latency, count_macs, count_parameters
-from .models import load_resnet18
+from .models import WEIGHTS, load_resnet18
 from .recipes import machine
 from .responses import Batches
 from .train import answers
@@ -78,7 +78,9 @@ def frontier(
         judged = balanced_subset(judged, judge)
     loader = make_loader(judged, 64, size)
     example = next(iter(loader))[0].contiguous(memory_format=torch.channels_last)
+    shipped = json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
     about = {
+        "network": shipped["sha256"],
         "data": {"name": name, "size": size, "calibrate": calibrate, "evaluated": len(judged)},
         "machine": machine(),
     }
@@ -152,5 +154,5 @@ def _started(path: Path, about: dict[str, Any]) -> dict[str, Any]:
             f"{path} is no record of a frontier: delete it, or name another"
         ) from error
     if not same:
-        raise ValueError(f"{path} was measured elsewhere or on other data; name another file")
+        raise ValueError(f"{path} is of another network, data or machine; name another file")
     return record

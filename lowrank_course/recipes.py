@@ -41,12 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "statistics": 200,
         **OPTIONS,
     },
-    "digits": {
-        "width": 16,
-        "sizes": [32] * 60,
-        "evaluation_size": 32,
-        **OPTIONS,
-    },
+    "digits": {"width": 16, "sizes": [32] * 60, "evaluation_size": 32, **OPTIONS},
 }
 
 

@@ -48,13 +48,13 @@ def test_demo_has_four_rows(finished):
 
 
 def test_demo_keeps_its_budget(finished):
-    """Three networks of one shape: at most 35 % of the MACs and 30 % of the parameters."""
+    """Three networks of one shape: at most a fifth of the MACs, and of the parameters."""
     dense, *compressed = finished[0]["rows"]
     for key in ("parameters", "macs", "file_mb"):
         assert len({row[key] for row in compressed}) == 1
-    assert 0.3 < compressed[0]["macs"] / dense["macs"] <= demo.BUDGET == 0.35
-    assert compressed[0]["parameters"] / dense["parameters"] <= 0.3
-    assert compressed[0]["file_mb"] < 0.35 * dense["file_mb"]
+    assert 0.17 < compressed[0]["macs"] / dense["macs"] <= demo.BUDGET == 0.2
+    assert compressed[0]["parameters"] / dense["parameters"] <= 0.2
+    assert compressed[0]["file_mb"] < 0.25 * dense["file_mb"]
     plan = finished[0]["plan"]
     assert sum(row["before"] for row in plan) == dense["macs"]
     assert sum(row["after"] for row in plan) == compressed[0]["macs"]

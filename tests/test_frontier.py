@@ -71,10 +71,11 @@ def test_other_files_are_not_overwritten(tmp_path, content):
     assert path.read_text() == content
 
 
-def test_a_record_of_other_data_is_told(recorded, tmp_path):
+@pytest.mark.parametrize("key", ["network", "data", "machine"])
+def test_a_record_of_something_else_is_told(recorded, tmp_path, key):
     path = tmp_path / "other.json"
-    path.write_text(json.dumps({**recorded[0], "data": {}}))
-    with pytest.raises(ValueError, match="was measured elsewhere or on other data"):
+    path.write_text(json.dumps({**recorded[0], key: {}}))
+    with pytest.raises(ValueError, match="is of another network, data or machine"):
         frontier.frontier("digits", "smoke", path, {}, ())
 
 

@@ -585,9 +585,9 @@ figure.supxlabel("index of the singular value (% of the full rank)")
 figure.supylabel("singular value (noise edge = 1)")
 plots.show(
     figure,
-    "Twenty small diagrams, one a convolution. In each the trained curve lies almost on the random "
-    "one, but for its first values, which rise above the noise edge. Only in the stem the trained "
-    "curve is another: it starts high and falls close to 0.",
+    "Twenty small diagrams, one a convolution. In most the trained curve starts above the random one "
+    "and the noise edge, then follows it down, a little lower, in a long tail. Only in the stem the "
+    "trained curve is another: it starts high and falls close to 0.",
 )
 
 # %%
@@ -598,9 +598,10 @@ for key, counts in clear.items():
     print(f"{key:8} {sum(counts.values()):4d}, in {touched} of 20 layers")
 
 # %% [markdown]
-# **Explain.** At the upper end. Training pulls a *few* directions out of the noise, and leaves a
-# long tail. The spectrum of that tail is nearly the one of random numbers. Only the stem has really
-# become low-rank. (With the digits, whose images are simple, fewer stand out and in fewer layers.)
+# **Explain.** Most at the upper end. Training pulls some directions out of the noise. The long tail
+# sinks a little, but it stays: its second half keeps more than half of its random height. Only the
+# stem has really become low-rank. (With the digits, whose images are simple, fewer stand out and in
+# fewer layers, and the tail hardly sinks.)
 #
 # Now in numbers: how much of its full rank does each layer need for 90 % of the energy?
 #
@@ -625,8 +626,8 @@ middle = sorted(need["trained"])[10]
 plots.show(
     figure,
     f"For each of 20 convolutions the rank that holds 90 % of the energy. The stem falls from "
-    f"{need['random'][0]:.0f} to {need['trained'][0]:.0f} %. All others stay near their random "
-    f"value; the median trained layer needs {middle:.0f} %.",
+    f"{need['random'][0]:.0f} to {need['trained'][0]:.0f} %. The others fall less; the median "
+    f"trained layer needs {middle:.0f} %.",
 )
 
 # %%
@@ -638,9 +639,9 @@ of_full_rank = sum(r == f for r, f in zip(ranks, fulls, strict=True))
 print(f"numerical rank (default tolerance) is full in {of_full_rank} of 20 layers")
 
 # %% [markdown]
-# **Explain.** Not much less. **The kernels of a trained network are hardly low-rank.** Does another
-# layout help? Ranks of different layouts cannot be compared, but costs can: the two factors have
-# $r\,(m + n)$ numbers.
+# **Explain.** Less, but not little: more than half of the rank. **The kernels of a trained network
+# are hardly low-rank.** Does another layout help? Ranks of different layouts cannot be compared, but
+# costs can: the two factors have $r\,(m + n)$ numbers.
 
 # %%
 example = "layer1.1.conv1"
@@ -651,8 +652,8 @@ for layout, lay in layouts.items():
     print(f"{layout:8} rank {r:3d} of {min(m, n):3d}: {r * (m + n) / K.numel():4.0%}")
 
 # %% [markdown]
-# **Explain.** No layout saves much, and 90 % of the energy would still be an error of up to 32 %
-# ([chapter 02](02_svd.ipynb)). Is the tail only noise that one can cut off? Training began with
+# **Explain.** Every layout still needs more than half of the numbers, and 90 % of the energy would be
+# an error of up to 32 % ([chapter 02](02_svd.ipynb)). Is the tail only noise that one can cut off? Training began with
 # random numbers and built on them, so the network may well use them. [Chapter
 # 05](05_factorizing.ipynb) cuts, and measures what is lost.
 
@@ -662,18 +663,18 @@ assert sum(clear["random"].values()) <= 1 and sum(clear["trained"].values()) >= 
 assert max(float(S[0]) for S in spectra["random"].values()) < 1.06       # "end at 1"
 assert need["trained"][0] < need["random"][0] - 10                       # the stem
 others = list(zip(need["trained"][1:], need["random"][1:], strict=True))
-assert all(abs(a - b) < 20 for a, b in others) and middle > 60           # "Not much less"
+assert all(0.6 * b < a for a, b in others) and middle > 55              # "more than half"
 assert 75 < sorted(need["random"])[10] < 88                              # "about 80 %"
 tails = [float(S[len(S) // 2 :].mean() / R[len(R) // 2 :].mean())
          for S, R in zip(list(spectra["trained"].values())[1:],
                          list(spectra["random"].values())[1:], strict=True)]
-assert all(0.7 < t < 1.15 for t in tails)                                # "looks as random as"
+assert all(0.5 < t < 1.15 for t in tails)                                # "more than half"
 if name == "imagenette":
     assert sum(c > 0 for c in clear["trained"].values()) > 15
     assert need["trained"][0] < 45 and float(spectra["trained"]["conv1"][-1]) < 0.15
 for lay in layouts.values():
     m, n = lay(K).shape
-    assert linalg.rank_for_energy(torch.linalg.svdvals(lay(K)), 0.9) * (m + n) > 0.6 * K.numel()
+    assert linalg.rank_for_energy(torch.linalg.svdvals(lay(K)), 0.9) * (m + n) > 0.5 * K.numel()
 
 # %% [markdown]
 # ## 7. What the layers give out
@@ -778,8 +779,8 @@ assert torch.equal(maps, seen["stem"])
 #    ranks are 64, 64, 192 and 9; rank 8 of the first is an eighth.
 # 3. A ResNet-18 has 20 convolutions. The last stage holds most parameters; the MACs are spread
 #    evenly.
-# 4. Training pulls a few directions above the noise edge and leaves a tail like noise. Only the
-#    stem is clearly low-rank.
+# 4. Training pulls some directions above the noise edge and leaves a long tail. Only the stem is
+#    clearly low-rank.
 # 5. What a layer gives out may have nearly a low rank even if its kernel has not.
 #
 # ## Check yourself

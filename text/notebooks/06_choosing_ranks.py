@@ -210,7 +210,7 @@ print("same as the package:", chosen["uniform"] == ranks.uniform(full, fit(unifo
 # %% [markdown]
 # **Explain.** A 3 × 3 layer with $C = O$ breaks even at 0.9 of its rank (chapter 05). So the share
 # of the rank is about 0.9 times the share of the MACs. And the energy is far below the "90 %" or
-# "95 %" of the tutorials: at 90 %, these kernels save little or nothing.
+# "95 %" of the tutorials: at 90 %, these kernels keep most of their MACs.
 #
 # ## 3. History: what stands out of the noise
 #
@@ -250,9 +250,9 @@ print("full: ", *full.values())
 print(f"rank 0 in {sum(r == 0 for r in found.values())} layers")
 
 # %% [markdown]
-# **Explain.** Very small ones, as the tail of a trained kernel looks like noise. Where the rule
-# returns **0**, nothing stands out at all. At rank 0 a layer gives out nothing, so you need a
-# floor: at least 1. The rule also does not know your budget. To compare it with the others,
+# **Explain.** Small ones, as the tail of a trained kernel looks like noise. In some kernels, such as
+# those of the small network for the digits, nothing stands out at all, and the rule returns **0**.
+# At rank 0 a layer gives out nothing, so you need a floor: at least 1. The rule also does not know your budget. To compare it with the others,
 # multiply all its ranks by one factor. That is a knob again.
 #
 # ## 4. The same limit for all
@@ -371,10 +371,11 @@ for rule in (uniform, by_energy, scaled_evbmf, alds):
     assert keep - 0.05 < macs(rule(fit(rule))) / total <= keep
     assert macs(rule(fit(rule) + 2**-29)) > budget                    # "the highest setting"
 assert fit(by_energy) < 0.85                                          # "far below the 90 %"
-assert macs(by_energy(0.9)) > 0.85 * total                            # "save next to nothing"
+assert macs(by_energy(0.9)) > 0.65 * total                            # "most of their MACs"
 assert chosen["uniform"] == ranks.uniform(full, fit(uniform))
 assert chosen["energy"] == ranks.by_energy(spectra, fit(by_energy))
-assert np.median([found[n] / full[n] for n in full]) < 0.15 and 0 in found.values()
+assert np.median([found[n] / full[n] for n in full]) < 0.35           # "Small ones"
+assert name == "imagenette" or 0 in found.values()
 torch.manual_seed(0)                                                  # EVBMF finds a planted rank
 planted = torch.randn(60, 5).double() @ torch.randn(5, 200).double() * 3 + torch.randn(60, 200)
 assert evbmf(torch.linalg.svdvals(planted), 60, 200) == 5
@@ -413,10 +414,11 @@ for key, values in kl.items():
 # that would be like tossing coins (the *sign test*; a p-value below 0.05 means that coins would
 # rarely fall so unevenly).
 #
-# Equal energy and an equal limit do worse than an equal share of the rank. And so does the price,
-# although its sum of errors is the least, or nearly. The optimiser did its work. **So its goal must
-# be wrong.** A relative error of 10 % counts the same in every layer. Does the network feel it the
-# same?
+# Equal energy does much worse than an equal share of the rank. The other rules are nearer on about
+# as many images as that plain share, and so is the price, although its sum of errors is the least,
+# or nearly. (The means differ more. A few images with a very large KL rule a mean.) The optimiser
+# did its work. **So its goal must be wrong.** A relative error of 10 % counts the same in every
+# layer. Does the network feel it the same?
 
 # %% [markdown]
 # ## 7. Ask the network
@@ -425,8 +427,9 @@ for key, values in kl.items():
 # is **measured sensitivity**: a few ranks for each layer, here an eighth, a quarter, a half and
 # three quarters of the full rank.
 #
-# **Predict.** At half the rank all kernels have about the same relative error. By what factor will
-# the measured KL differ, between the layer that hurts most and the one that hurts least?
+# **Predict.** At half the rank, the relative errors of the kernels differ by a factor of less than
+# three. By what factor will the measured KL differ, between the layer that hurts most and the one
+# that hurts least?
 
 # %%
 measured = {n: {} for n in convs}
@@ -446,8 +449,8 @@ print(f"relative errors of all 3 × 3 layers: {min(relative[n][full[n] // 2] for
       f"to {max(relative[n][full[n] // 2] for n in square):.2f}")
 
 # %% [markdown]
-# **Explain.** A factor of more than ten, at similar relative errors. A sum of relative errors
-# treats these layers alike.
+# **Explain.** A factor of far more than ten. A sum of relative errors treats these layers nearly
+# alike.
 #
 # You can now let the price choose with these measured numbers as errors, among the ranks that were
 # tried. It costs nearly 80 passes over images, only a few ranks are known, and each number is
@@ -567,7 +570,7 @@ assert math.isclose(in_nats(svd[probe][0], G, S)[5], float((V.T @ G @ V * (V.T @
 assert 0.2 < G.trace() / sensitivity[probe].trace() < 5 and likeness > 0.5
 assert max(at_half.values()) > 10 * min(at_half.values())
 spread = [relative[n][full[n] // 2] for n in square]
-assert max(spread) / min(spread) < 1.6                                # "nearly the same"
+assert max(spread) / min(spread) < 3                                  # "less than three"
 assert 75 <= len(tried) < 80
 if name == "imagenette":
     assert follows["predicted KL (nats)"] > follows["squared relative error"] + 0.05
@@ -635,9 +638,10 @@ if name == "imagenette":
             for key in ("energy", "price, nats", "EVBMF, scaled")]
     assert by["price, nats"] < min(by[key] for key in by if "price" not in key or "rel" in key)
     if not quick:
-        for key in ("energy", "ALDS", "price, relative"):             # "worse than"
-            nearer, n, p = compare(key, "uniform")
-            assert nearer < n / 2 and p < 0.05
+        nearer, n, p = compare("energy", "uniform")
+        assert nearer < n / 3 and p < 0.05                            # "much worse"
+        for key in ("EVBMF, scaled", "ALDS", "price, relative"):
+            assert compare(key, "uniform")[2] > 0.05                  # "about as many"
         for key in ("uniform", "price, relative", "energy", "ALDS", "EVBMF, scaled"):
             nearer, n, p = compare("price, nats", key)
             assert nearer > n / 2 and p < 0.05

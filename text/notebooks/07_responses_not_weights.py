@@ -74,10 +74,9 @@ if name == "digits":
 elif quick:
     per_class = {"statistics": 5, "judge": 5}
 
-batches, shuffle = {}, np.random.default_rng(0)
+batches = {}
 for key, split in {"statistics": "train", "judge": "holdout"}.items():
     images = data.balanced_subset(data.load_images(split, name), per_class[key])
-    images = images.select(shuffle.permutation(len(images)))     # else one class after the other
     batches[key] = list(data.make_loader(images, 50, size))
 convs = {n: layer for n, layer in dense.named_modules() if isinstance(layer, nn.Conv2d)}
 print(f"{name}, {size} px, {len(convs)} convolutions, images of each class: {per_class}")
@@ -405,10 +404,11 @@ for key, build in ways_to_cut(probe, quarter).items():
     print(f"{key:18}" + "{:17.3f}{:19.3f}{:16.5f}".format(*one_layer[key]))
 
 # %% [markdown]
-# **Explain.** Each of the last three cuts is best, or nearly, at what it was made for, and these
-# are images that it has not seen. The cut of the weights is best at none of the three: it was made
-# for the kernel. The two-sided cut makes larger errors in $y$ than the cut by responses. But it
-# makes them where the answers feel them less.
+# **Explain.** The cuts by responses and in batch-norm units are best, or nearly, at what they were
+# made for, and these are images that they have not seen. The cut of the weights is best at none of
+# the three: it was made for the kernel. The two-sided cut makes larger errors in $y$ than the cut
+# by responses. But it makes them where the answers feel them less. In a single layer, at a quarter
+# of its rank, the answers of the last three are still close. Section 7 compares whole networks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert agree and alike(ours(noise), package(noise))
@@ -418,7 +418,8 @@ assert one_layer["responses"][0] <= 1.05 * min(v[0] for v in one_layer.values())
 assert one_layer["batch-norm units"][1] <= 1.1 * min(v[1] for v in one_layer.values())
 assert one_layer["two-sided"][2] < one_layer["weights"][2]
 if name == "imagenette" and not quick:
-    assert one_layer["two-sided"][2] < 1.1 * min(v[2] for v in one_layer.values())
+    few = [one_layer[key][2] for key in one_layer if key != "weights"]
+    assert max(few) < 1.5 * min(few) < 0.5 * one_layer["weights"][2]      # "still close"
 
 # %% [markdown]
 # ## 5. Errors add up
@@ -545,7 +546,7 @@ for key, value in means.items():
 #
 # - with the images sorted by class, so that each batch shows one class only;
 # - with the same images shuffled, in batches of the same size;
-# - shuffled and cropped at random, as in training.
+# - shuffled and cropped at random, as in most trainings.
 #
 # Two measures say what happens. The KL says how far the answers move. **NLL** says whether that is
 # for good or for bad: the mean of $-\log$ of the share that the right class gets, again in nats. It
@@ -559,11 +560,10 @@ for key, value in means.items():
 chosen = data.balanced_subset(data.load_images("train", name), per_class["statistics"])
 each = len(chosen) // 10                             # images of one class
 by_class = chosen.select(chosen.labels.argsort(kind="stable"))
-mixed = chosen.select(np.random.default_rng(0).permutation(len(chosen)))
 ways = {
     "sorted": data.make_loader(by_class, each, size),
-    "shuffled": data.make_loader(mixed, each, size),
-    "shuffled, cropped": data.make_loader(mixed, each, size, augment=True),
+    "shuffled": data.make_loader(chosen, each, size),            # they come mixed
+    "shuffled, cropped": data.make_loader(chosen, each, size, augment=True),
 }
 
 # %%
@@ -589,8 +589,10 @@ for key, network in healthy.items():
 #
 # - Recalibration averages the variances *within* batches. If a batch shows one class only, the
 #   differences between classes are missing, and the stored variance is too small. **Shuffle.**
-# - The numbers that the network came with were measured in training, on random crops, where objects
-#   look larger. Whole images have other statistics. Crops move the answers least.
+# - Objects look larger on a random crop than on the whole image, so the statistics differ. The small
+#   network for the digits came with those of its training, on crops. The large one got a last
+#   step after training, which chapter 08 explains: they were measured anew on whole images. Each of
+#   them moves least where the images are prepared as they were for its own numbers.
 #
 # Moving is not yet harm: look at the NLL before you judge. But each of these changes comes on top
 # of what you want to repair. For a badly cut network, recalibration repairs far more than it costs
@@ -608,7 +610,9 @@ moved = {key: float(divergence(value).mean()) for key, value in control.items()}
 assert (control["refitted"] - control["dense"]).abs().max() < 0.05    # "changes nothing"
 assert moved["shuffled, cropped"] > 20 * max(1e-6, moved["refitted"])
 if not quick or name == "digits":
-    assert moved["sorted"] > moved["shuffled"] > moved["shuffled, cropped"]
+    near, far = ("shuffled", "shuffled, cropped")[:: -1 if name == "digits" else 1]
+    assert moved[near] < min(moved[far], moved["sorted"])     # "moves least"
+    assert moved["sorted"] > moved["shuffled"]                # "Shuffle"
 
 # %% [markdown]
 # ## 7. All ways, one price

@@ -662,10 +662,10 @@ for rank in (4, 6):
 #
 # - Preparation helps. At rank 6, cut by weights, the network with decayed factors keeps far more
 #   than the plain one.
-# - The control helps, too. At rank 4, cutting by responses lifts the plain network by some twelve
+# - The control helps, too. At rank 4, cutting by responses lifts the plain network by more than ten
 #   points, without any preparation. *Alone*, the two are the same there: the test shows no
 #   difference. (At rank 6, the preparation is a few points ahead.)
-# - The two add up. Prepared *and* cut by responses has the highest mean at rank 4, of all twelve.
+# - The two add up. At rank 4, prepared *and* cut by responses is ahead of either alone.
 # - A low effective rank is not enough. The SVD way has the lowest of all. Yet at rank 4, cut by
 #   weights, it is no better than plain. Look at its spectrum again. It drops steeply, but only behind
 #   about a dozen values, and rank 4 cuts far before that. What is left out still matters: 80 % of the
@@ -700,12 +700,10 @@ surely((prepared, "responses"), (prepared, "weights"), 4)
 spread = {by: np.ptp([np.mean(after[way, by, 4]) for way in WAYS]) for by in BY}
 assert spread["responses"] < spread["weights"]                           # "closer together"
 if not quick:
-    means = {key: np.mean(values) for key, values in after.items() if key[2] == 4}
-    assert max(means, key=means.get) == (prepared, "responses", 4)
     alone = after[prepared, "weights", 4], after[control, "responses", 4]
     assert ttest_rel(*alone).pvalue > 0.05                               # "worth the same"
     assert gain((prepared, "weights"), (control, "weights"), 6) > 5      # "far more"
-    assert 5 < gain((control, "responses"), (control, "weights"), 4) < 18    # "about ten points"
+    assert gain((control, "responses"), (control, "weights"), 4) > 10    # "more than ten points"
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 svd = "SVD, orthogonality"
@@ -824,8 +822,8 @@ print(f"all means at the end lie within {spread:.1f} points")
 
 # %% [markdown]
 # **Explain.** A few epochs of fine-tuning remove most of the difference. Between the two ways to cut
-# the plain network, none is left. Of the lead of the prepared network, a few points are left, and
-# here they stand out from the scatter. So preparation did add something. But thin factors from the
+# the plain network, none is left. Of the lead of the prepared network, a point or two are left; its
+# p-value, two cells up, says whether five seeds can tell that from chance. And thin factors from the
 # start end as high, without a penalty of their own to be tried out, and without a cut.
 #
 # (Note one unfairness. The strength of the decay was tried out. The control had nothing to try.)
@@ -856,7 +854,8 @@ assert np.mean(scores[both]) > np.mean(scores["plain, cut by responses"]) - 3
 assert spread < (8 if quick else 5)
 if not quick:
     first, last = pairs
-    assert ttest_rel(*(scores[key] for key in first)).pvalue < 0.05      # "stand out"
+    left, led = (np.mean(shown[first[0]][i]) - np.mean(shown[first[1]][i]) for i in (1, 0))
+    assert left < min(3, led / 2)                                        # "a point or two"
     assert ttest_rel(*(scores[key] for key in last)).pvalue > 0.05       # "no difference"
     assert ttest_rel(scores[first[0]], scores[both]).pvalue > 0.05       # "end as high"
 
@@ -875,7 +874,7 @@ for key in ["plain, uncut", *(f"{way}, cut by {by}" for way, by in CUT), both]:
 
 # %% [markdown]
 # The number after ± is the scatter between seeds. The picture is the same: the prepared networks a
-# few points ahead of the plain ones, the thin ones with them, and all below the uncut network.
+# little ahead of the plain ones, the thin ones with them, and all below the uncut network.
 #
 # ## Recap
 #

@@ -250,7 +250,7 @@ def dots(axes, x, y):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
-    axes.legend()
+    axes.legend(loc="lower right")
 
 # %%
 speeds = sorted(row[3][form] / row[4][form] / 1e6 for row in rows for form in COLOURS)
@@ -465,7 +465,7 @@ print(f"same as before: {same_layer}, as the course's: {same_course}, answers: {
 def steps(model):
     """The model as it is, then with each step added to those before."""
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    return {"as it is": model, "channels_last": last, "and folded": fold_batch_norms(last, batch)}
+    return {"as it is": model, "channels_last": last, "folded": fold_batch_norms(last, batch)}
 
 
 both = {(n, step): m for n, net in networks.items() for step, m in steps(net).items()}
@@ -486,11 +486,11 @@ for axes, (count, found) in zip(figure.subplots(1, 2), per_image.items(), strict
         drawn = axes.bar(places, heights, 0.38, color=colour, label=name)
         axes.bar_label(drawn, fmt="%.1f", fontsize=11)
     axes.set(title=f"batch {count}", ylabel="ms for one image")
-    axes.set_xticks(range(3), ["as it is", "channels\nlast", "and\nfolded"])
+    axes.set_xticks(range(3), ["as it is", "channels\nlast", "folded"])
     axes.grid(False)
 figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
-said = [f"{c}: dense {f['dense', 'as it is']:.1f} to {f['dense', 'and folded']:.1f} ms, thin "
-        f"{f['thin', 'as it is']:.1f} to {f['thin', 'and folded']:.1f} ms"
+said = [f"{c}: dense {f['dense', 'as it is']:.1f} to {f['dense', 'folded']:.1f} ms, thin "
+        f"{f['thin', 'as it is']:.1f} to {f['thin', 'folded']:.1f} ms"
         for c, f in per_image.items()]
 plots.show(figure, alt="Time for one image after each step, at batch " + "; at batch ".join(said))
 
@@ -515,7 +515,7 @@ assert all(value > 0 for found in per_image.values() for value in found.values()
 
 # %%
 stage_in = torch.randn(8, *layer_shapes(dense, batch)["layer2.0.conv1"][0][0][1:])
-stages = {name: both[name, "and folded"].layer2 for name in networks}
+stages = {name: both[name, "folded"].layer2 for name in networks}
 if shutil.which("g++") is None or quick:
     print("Skipped: no C++ compiler here, or this is a quick test.")
 else:
@@ -540,7 +540,7 @@ else:
 
 # %%
 threads = sorted({1, torch.get_num_threads(), min(2, os.cpu_count() or 1)})
-best = {name: both[name, "and folded"] for name in networks}
+best = {name: both[name, "folded"] for name in networks}
 for number in threads:
     found = compare_latency(best, batch, 8, threads=number, runs=3)
     share = found["thin"] / found["dense"]
