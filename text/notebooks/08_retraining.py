@@ -684,7 +684,11 @@ print(f"teacher minus labels: {difference:+.1f} ± {error:.1f} points: {verdict}
 # difference. Whatever it says, so short a training on so few images says little about a longer one.
 # The recorded runs use the teacher, because it is there anyway:
 #
-# `fine_tune(small, teacher=dense, images=..., epochs=..., size=...)`
+# `fine_tune(small, teacher=dense, images=..., epochs=..., size=..., cutmix=0.5)`
+#
+# About images that it knows by heart, a teacher has little to say but their label. The option
+# `cutmix` gives it others: on half of the batches, a part of every image comes from another image
+# (CutMix, Yun et al., 2019).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -769,6 +773,8 @@ assert slopes[16] / 256 < 0.2 * slopes[4] / 16                # "falls steeply"
 #   Learning Workshop, 2014 (arXiv 1503.02531, 2015).
 # - L. Liebenwein, A. Maalouf, O. Gal, D. Feldman and D. Rus, *Compressing neural networks: towards
 #   determining the optimal layer-wise decomposition*, NeurIPS, 2021.
+# - S. Yun, D. Han, S. J. Oh, S. Chun, J. Choe and Y. Yoo, *CutMix: regularization strategy to train
+#   strong classifiers with localizable features*, ICCV, 2019.
 # - Q. McNemar, *Note on the sampling error of the difference between correlated proportions or
 #   percentages*, Psychometrika, 1947.
 # - *Low rank approximation implementation 1/4*, a tutorial on the web: the popular recipe.
