@@ -713,7 +713,7 @@ if not quick or name == "digits":
 # ## Recap
 #
 # 1. Any rule with a knob can be fitted to a budget by bisection; compare rules only at equal cost.
-# 2. Equal shares of the rank are a strong baseline. Equal energy and an equal limit did worse here.
+# 2. Equal shares of the rank are a strong baseline. Equal energy did much worse here.
 # 3. A price for MACs gives the least sum of errors within a budget, and a bound that proves it.
 # 4. A perfect optimum of the wrong goal is worth little: relative errors count every layer alike.
 # 5. $\tfrac12\,\mathrm{E}[e^T G e]$ predicts in nats what the network feels. Multiples of 8 hardly
