@@ -138,7 +138,7 @@ def curves(
     if all((_numbers(x) % 1 == 0).all() for x, _ in lines.values()):  # epochs, ranks
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     names = len(lines) + len(levels or {})
-    if names > 4:  # too many to find a free place among the lines
+    if names > 2:  # too many to find a free place among the lines
         figure.legend(loc="outside right center")
     elif names > 1:
         axes.legend()
