@@ -38,7 +38,9 @@ if importlib.util.find_spec("lowrank_course") is None:  # on Colab, in a copy of
 
 # %%
 import copy
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,7 +49,8 @@ from scipy.stats import binomtest
 from torch import nn
 from torch.nn import functional as F
 
-from lowrank_course import compress, data, layers, linalg, load_resnet18, plots, responses
+from lowrank_course import compress, data, frontier, layers, linalg, load_resnet18, plots
+from lowrank_course import responses
 from lowrank_course.measure import count_macs
 from lowrank_course.refit import refit
 from lowrank_course.weighted import Response, way
@@ -700,6 +703,69 @@ if not quick or name == "digits":
     for a, b in pairs:
         won = int((kl[a] < kl[b]).sum())
         assert won > len(labels) / 2 and binomtest(won, len(labels)).pvalue < 0.05, (a, b)
+
+# %% [markdown]
+# ## 8. The recorded run
+#
+# Three hundred images show large differences only. The course's recorded run
+# (`benchmarks/frontier.py`, chapter 06) judges on all validation images, at several budgets,
+# without training. From its record: cuts by *weights* (an equal share of the rank); the *PCA* of
+# the responses; the same *asymmetric*, where each layer is fitted behind those that are already cut
+# (as in Zhang et al., 2016); all three with recalibrated batch norms. And `compress`, before and
+# after its refit.
+#
+# **Predict.** At half of the MACs, which of the steps can you still tell apart? And at a quarter?
+
+# %%
+NAMES = {"uniform, recalibrated": "weights", "PCA, recalibrated": "PCA",
+         "PCA, asymmetric, recalibrated": "asymmetric", "auto, not refitted": "before refit",
+         "auto": "compress"}
+path, recorded = Path("../results/frontier.json"), {way: {} for way in NAMES.values()}
+if path.exists():
+    record = json.loads(path.read_text())
+    for point in record["points"]:
+        if point["method"] in NAMES and "accuracy" in point:
+            recorded[NAMES[point["method"]]][point["budget"]] = point["accuracy"]
+    uncut, budgets = record["points"][0]["accuracy"], sorted(recorded["compress"], reverse=True)
+    print(f"{record['data']['evaluated']:,} validation images, dense {uncut:.2f} %")
+    print("MACs left   ", *(f"{budget:7.0%}" for budget in budgets))
+    for key, found in recorded.items():
+        print(f"{key:12}", *(f"{found[b]:7.2f}" if b in found else f"{'-':>7}" for b in budgets))
+else:
+    print(f"{path} is missing; `python benchmarks/frontier.py` makes it")
+
+# %%
+if path.exists():
+    lines = {key: sorted(found.items()) for key, found in recorded.items()}
+    plots.curves(
+        {key: ([100 * b for b, _ in line], [a for _, a in line]) for key, line in lines.items()},
+        xlabel="MACs left (%)",
+        ylabel="top-1 (%)",
+        levels={"dense": uncut},
+        alt="Accuracy against the MACs that are left. " + ". ".join(
+            f"{key}: " + ", ".join(f"{value:.1f} % at {b:.0%}" for b, value in line)
+            for key, line in lines.items()
+        ) + ".",
+    )
+
+# %% [markdown]
+# **Explain.** At half of the MACs all steps lie within a point. The smaller the budget, the more
+# they are worth. PCA beats the cut by weights. Two-sided directions and ranks in nats, the line
+# *before refit*, are further up, and the refit adds the last part. Nothing was trained in any of
+# these networks. What training adds on top, [chapter 08](08_retraining.ipynb) asks.
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+if path.exists():
+    full_rows = [b for b in budgets if all(b in found for found in recorded.values())]
+    ranges = [np.ptp([found[b] for found in recorded.values()]) for b in full_rows]
+    assert ranges == sorted(ranges) and ranges[0] < 1 < ranges[-1]        # "within a point"
+    last = [recorded[key][full_rows[-1]] for key in ("weights", "PCA", "before refit", "compress")]
+    assert last == sorted(last)                                           # "before"
+    pairs = [("PCA, recalibrated", "uniform, recalibrated"), ("auto", "auto, not refitted"),
+             ("auto", "PCA, recalibrated")]
+    for pair in pairs:
+        one, other = (frontier.right_answers(record, key, full_rows[-1]) for key in pair)
+        assert frontier.mcnemar(one, other) < 0.05, pair
 
 # %% [markdown]
 # ## Recap
