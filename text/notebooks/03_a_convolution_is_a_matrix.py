@@ -585,9 +585,9 @@ figure.supxlabel("index of the singular value (% of the full rank)")
 figure.supylabel("singular value (noise edge = 1)")
 plots.show(
     figure,
-    "Twenty small diagrams, one a convolution. In most the trained curve starts above the random one "
-    "and the noise edge, then follows it down, a little lower, in a long tail. Only in the stem the "
-    "trained curve is another: it starts high and falls close to 0.",
+    "Twenty small diagrams, one a convolution. In most the trained curve starts above the random "
+    "one and the noise edge, then follows it down, a little lower, in a long tail. Only in the "
+    "stem the trained curve is another: it starts high and falls close to 0.",
 )
 
 # %%

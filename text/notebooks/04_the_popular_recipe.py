@@ -495,8 +495,8 @@ removed = {"of the energy": 100 * gone[0], "of the change": 100 * gone[1]}
 correct = {"retrained": digits["after 40 steps"], "cut again": digits["cut again"]}
 plots.bars(
     {"digits, removed (%)": removed, "digits, top-1 (%)": correct},
-    alt=f"Bars. On the digits, cutting again removes {gone[0]:.1%} of the energy of {LAYERS[0]}, and "
-    f"{gone[1]:.0%} of what training changed. Top-1 falls from {correct['retrained']:.0f} to "
+    alt=f"Bars. On the digits, cutting again removes {gone[0]:.1%} of the energy of {LAYERS[0]}, "
+    f"and {gone[1]:.0%} of what training changed. Top-1 falls from {correct['retrained']:.0f} to "
     f"{correct['cut again']:.0f} %.",
 )
 

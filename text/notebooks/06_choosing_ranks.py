@@ -49,8 +49,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest, spearmanr
 from torch import nn
 
-from lowrank_course import compress, data, frontier, layers, linalg, load_resnet18, plots, ranks
-from lowrank_course import responses
+from lowrank_course import compress, data, layers, linalg, load_resnet18, plots, ranks, responses
 from lowrank_course.measure import count_macs, layer_shapes
 
 plots.style()
@@ -763,8 +762,10 @@ if path.exists():
 # equal share. `compress` with images loses least at every budget.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+from lowrank_course import frontier  # noqa: E402
+
 if path.exists():
-    least, rules = min(budgets), [rule for rule in recorded if rule != "energy"]
+    rules = [rule for rule in recorded if rule != "energy"]
     full_rows = [b for b in budgets if all(b in found for found in recorded.values())]
     for b in full_rows:
         at = {rule: found[b] for rule, found in recorded.items()}

@@ -49,8 +49,7 @@ from scipy.stats import binomtest
 from torch import nn
 from torch.nn import functional as F
 
-from lowrank_course import compress, data, frontier, layers, linalg, load_resnet18, plots
-from lowrank_course import responses
+from lowrank_course import compress, data, frontier, layers, linalg, load_resnet18, plots, responses
 from lowrank_course.measure import count_macs
 from lowrank_course.refit import refit
 from lowrank_course.weighted import Response, way

@@ -677,8 +677,9 @@ for count in ("1", "32") if timed else ():
 
 # %% [markdown]
 # **Explain.** Nearly all dots lie above the diagonal: the time falls less than the MACs. With one
-# image the distance is larger, since starting the layers counts more. The highest dots belong to
-# one of the other packages: fewer MACs, and yet slower than the dense network.
+# image the distance is larger, since starting the layers counts more. The slowest networks, those
+# of one of the other packages, lie above the edge of the left picture: fewer MACs, and yet slower
+# than the dense network.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 if timed:
