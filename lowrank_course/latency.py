@@ -27,6 +27,7 @@ from .plan import Layer, all_layers, replace_module
 from .ranks import Choice, candidate_ranks, global_budget
 
 KNOTS = 4  # ranks of a form that are measured
+BLOCK = 16  # channels that many processors work on at a time
 RUNS = 3  # rounds for a layer, of which the median counts
 TRIES = 4  # plans that are measured to meet a budget
 STEP = 1.1  # by which the saving grows, at most, from plan to plan
@@ -43,10 +44,10 @@ def prices(
 ) -> Callable[[str, str, Rank], float]:
     """Time in ms of layer `name` in `form` at `rank`: all its calls, for all images of `example`.
 
-    Linear between the ranks that were measured, and never less than at a lower rank. `shapes` are
-    those of one image (see `layer_shapes`). `forms` says which forms each layer is asked for; all
-    can be asked for "dense". Layers of one geometry are measured once, in a few seconds, unless
-    the cache knows them.
+    Linear between the ranks that were measured, and never less than at a lower rank; a rank above
+    BLOCK costs as much as its next multiple. `shapes` are those of one image (see `layer_shapes`).
+    `forms` says which forms each layer is asked for; all can be asked for "dense". Layers of one
+    geometry are measured once, in a few seconds, unless the cache knows them.
 
     ValueError for the form tucker2, whose pairs of ranks would need too many measurements.
     """
@@ -66,7 +67,8 @@ def prices(
 
     def price(name: str, form: str, rank: Rank) -> float:
         knots = [zip(*times[form], strict=True) for times in found[name]]
-        return sum(float(np.interp(rank, r, np.maximum.accumulate(ms))) for r, ms in knots)
+        whole = rank if rank < BLOCK else math.ceil(rank / BLOCK) * BLOCK  # type: ignore[operator]
+        return sum(float(np.interp(whole, r, np.maximum.accumulate(ms))) for r, ms in knots)
 
     return price
 
