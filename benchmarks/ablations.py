@@ -48,11 +48,16 @@ def ablations(run: Run) -> Jobs:
         return kept(f"{run.label}-{name}", b, make)
 
     def tuned(
-        name: str, build: Callable[[], nn.Module], epochs: list[int] = sizes, taught: bool = True
+        name: str,
+        build: Callable[[], nn.Module],
+        epochs: list[int] = sizes,
+        taught: bool = True,
+        mixed: bool = True,
     ) -> tuple[nn.Module, dict[str, Any]]:
         small = build()
         before = judged(b, small)
         options = {"learning_rate": s["rate"], "teacher": b.dense if taught else None}
+        options["cutmix"] = run.settings["cutmix"] if mixed else 0.0
         log = trained(b, f"{run.label}-{name}", small, epochs, 0, **options)
         return small, {"before": before, **log, **judged(b, small)}
 
@@ -89,6 +94,7 @@ def ablations(run: Run) -> Jobs:
     jobs["ours, recalibrated"] = partial(as_cut, "ours", True)
     jobs["not refitted"] = job("not-refitted", partial(cut, "not-refitted", recalibrate=False))
     jobs["no distillation"] = job("labels", ours, taught=False)
+    jobs["no CutMix"] = job("not-mixed", ours, mixed=False)
     for n in s["lengths"]:
         jobs[f"{n} epochs"] = job(f"ours-{n}", ours, [s["size"]] * n)
     jobs["int8"] = lambda: graded_int8(b, tuned("ours", ours)[0])
@@ -122,7 +128,8 @@ def ablations(run: Run) -> Jobs:
         dense = copy.deepcopy(b.dense)
         prepare(dense)
         label = f"{run.label}-{name}"
-        first = trained(b, f"{label}-first", dense, s["preparing"], 0, learning_rate=s["rate"])
+        options = {"learning_rate": s["rate"], "cutmix": run.settings["cutmix"]}
+        first = trained(b, f"{label}-first", dense, s["preparing"], 0, **options)
         dense = without_svd(dense)
         found = {"prepared": judged(b, dense), "first": first["log"]}
         found["cut by weights"] = judged(b, cut(f"{name}-weights", dense, data=None))

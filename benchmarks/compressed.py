@@ -25,16 +25,19 @@ def cut(run: Run, name: str) -> nn.Module:
     b, limits = run.bench, run.settings[name]
 
     def make() -> nn.Module:
+        example = b.example
         if "latency" in limits:
             check_idle()
-        return compress_within(b.dense, b.example, limits, b.calibration)
+            example = example[: run.settings["latency batch"]]
+        return compress_within(b.dense, example, limits, b.calibration)
 
-    return kept(f"{name}-{digest([limits, b.about()])}", b, make)
+    of = [limits, run.settings["latency batch"], b.about()]
+    return kept(f"{name}-{digest(of)}", b, make)
 
 
 def tune(run: Run, key: str, model: nn.Module, seed: int, **options: Any) -> dict[str, Any]:
     """Fine-tune `model` in place, with the dense network as its teacher, and judge it."""
-    options = {"teacher": run.bench.dense, **options}
+    options = {"teacher": run.bench.dense, "cutmix": run.settings["cutmix"], **options}
     label = f"{run.label}-{key}-{seed}"
     log = trained(run.bench, label, model, run.settings["sizes"], seed, **options)
     return {**log, **judged(run.bench, model)}
@@ -84,7 +87,8 @@ def ship(run: Run, small: nn.Module, found: dict[str, Any]) -> str:
         "parameters": found["parameters"],
         "macs": found["macs"],
         "recipe": {
-            key: run.configuration[key] for key in ("compressed", "compressed rate", "sizes")
+            key: run.configuration[key]
+            for key in ("compressed", "compressed rate", "sizes", "cutmix")
         },
         "seed": 0,
         "data": b.about(),
@@ -100,7 +104,8 @@ def trials(run: Run) -> Jobs:
 
     def one(name: str, rate: float) -> dict[str, Any]:
         small, key = cut(run, name), f"{run.label}-{name}-{rate}"
-        options = {"teacher": run.bench.dense, "learning_rate": rate}
+        options = {"teacher": run.bench.dense, "cutmix": run.settings["cutmix"]}
+        options["learning_rate"] = rate
         log = trained(run.bench, key, small, run.settings["trials"]["sizes"], 0, **options)
         return {**log, **judged(run.bench, small, ("holdout",))}
 

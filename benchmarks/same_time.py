@@ -22,8 +22,9 @@ from lowrank_course.train import train
 def same_time(run: Run) -> Jobs:
     """Dense training, compression and fine-tuning in the time that the popular recipe took.
 
-    The epochs of both recipes are cut by one factor, so that the time at the pace of this machine
-    is a little less than that. Both are trained in float32 where bfloat16 does not pay (`bf16`).
+    Dense training is the first cycle of its recipe. The epochs of both trainings are cut by one
+    factor, so that the time at the pace of this machine is a little less than that. Both are
+    trained in float32 where bfloat16 does not pay (`bf16`).
     """
     b, recipe = run.bench, RECIPES[run.bench.name]
 
@@ -73,6 +74,7 @@ def same_time(run: Run) -> Jobs:
         cut = compress_within(model.eval(), b.example, run.settings["compressed"], b.calibration)
         seconds = {"dense": _sum(first), "compress": time.perf_counter() - start}
         options = {"teacher": model, "learning_rate": run.settings["compressed rate"]}
+        options["cutmix"] = run.settings["cutmix"]
         key = f"{run.label}-tune-{digest(paced)}"
         log = trained(own, key, cut, paced["tune"], 0, **options)
         seconds["tune"] = _sum(log)

@@ -84,8 +84,12 @@ def demo(
         retrained, dense, part(train_images, options["tune"]), options["epochs"], size,
         learning_rate=options["learning_rate"], cutmix=0.5,
     )  # fmt: skip
-    networks: dict[str, nn.Module] = {"dense": dense, "truncated": truncated}
-    networks |= {"recalibrated": recalibrated, "retrained": retrained}
+    networks: dict[str, nn.Module] = {
+        "dense": dense,
+        "truncated": truncated,
+        "recalibrated": recalibrated,
+        "retrained": retrained,
+    }
     for network in networks.values():  # alike for the stopwatch: training has turned two of them
         network.cpu().to(memory_format=torch.channels_last)
     example = example.contiguous(memory_format=torch.channels_last)
@@ -128,15 +132,8 @@ def table(record: dict[str, Any]) -> str:
         cells += [f"{ms:.1f} ms" for ms in row["latency_ms"].values()]
         lines.append(cells)
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = [
-        "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
-            ]
-        )
-        for line in lines
-    ]
+    lines = [[name.ljust(widths[0]), *map(str.rjust, rest, widths[1:])] for name, *rest in lines]
+    text = ["  ".join(line) for line in lines]
     text.insert(1, "-" * len(text[0]))
     return "\n".join(text)
 

@@ -114,6 +114,15 @@ def frontier(
     return record
 
 
+def accuracies(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, dict[float, float]]:
+    """Percent by name and budget: `names` says which methods of the record, and their names."""
+    found: dict[str, dict[float, float]] = {name: {} for name in names.values()}
+    for point in record["points"]:
+        if point["method"] in names and "accuracy" in point:
+            found[names[point["method"]]][point["budget"]] = point["accuracy"]
+    return found
+
+
 def right_answers(record: dict[str, Any], method: str, budget: float) -> np.ndarray:
     """Which validation images that network named right: bool (N,), in the loader's order."""
     for point in record["points"]:
@@ -148,7 +157,7 @@ def _measured(small: nn.Module, dense: nn.Module, example: Tensor) -> dict[str, 
 
 
 def _started(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier run has left at `path`, if it measured the same on the same machine."""
+    """What an earlier run has left at `path`, if it measured the same network on this machine."""
     if not path.exists():
         return {**about, "points": []}
     try:

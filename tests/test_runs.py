@@ -32,11 +32,13 @@ LIMITS = {"params": 0.18, "macs": 0.35}
 SETTINGS = {
     "seeds": [0, 1],
     "sizes": [16, 24],
+    "cutmix": 0.5,
     "compressed": LIMITS,
     "compressed rate": 0.01,
     "extreme": {"params": 0.15},
     "extreme rate": 0.01,
     "latency": {"latency": 0.9},
+    "latency batch": 32,
     "latency rate": 0.01,
     "trials": {"sizes": [16], "rates": [0.01, 0.02]},
     "ablations": {

@@ -653,9 +653,9 @@ for layout, lay in layouts.items():
 
 # %% [markdown]
 # **Explain.** Every layout still needs more than half of the numbers, and 90 % of the energy would be
-# an error of up to 32 % ([chapter 02](02_svd.ipynb)). Is the tail only noise that one can cut off? Training began with
-# random numbers and built on them, so the network may well use them. [Chapter
-# 05](05_factorizing.ipynb) cuts, and measures what is lost.
+# an error of up to 32 % ([chapter 02](02_svd.ipynb)). Is the tail only noise that one can cut off?
+# Training began with random numbers and built on them, so the network may well use them.
+# [Chapter 05](05_factorizing.ipynb) cuts, and measures what is lost.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert of_full_rank == 20

@@ -555,8 +555,8 @@ for title, model, r in (("random", models.resnet18(width), rank), ("trained", de
 
 # %% [markdown]
 # **Explain.** The trained layer holds more there, but still less than half. By the energy, either
-# cut loses most. Ask the network again. Cut the trained one. Beside it, put *random*
-# matrices of the same rank into the same two layers of the trained network. Both get recalibrated.
+# cut loses most. Ask the network again. Cut the trained one. Beside it, put *random* matrices of
+# the same rank into the same two layers of the trained network. Both get recalibrated.
 
 # %%
 size = dense.evaluation_size                                 # pixels

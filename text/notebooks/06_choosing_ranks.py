@@ -49,7 +49,17 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest, spearmanr
 from torch import nn
 
-from lowrank_course import compress, data, layers, linalg, load_resnet18, plots, ranks, responses
+from lowrank_course import (
+    compress,
+    data,
+    frontier,
+    layers,
+    linalg,
+    load_resnet18,
+    plots,
+    ranks,
+    responses,
+)
 from lowrank_course.measure import count_macs, layer_shapes
 
 plots.style()
@@ -254,8 +264,9 @@ print(f"rank 0 in {sum(r == 0 for r in found.values())} layers")
 # %% [markdown]
 # **Explain.** Small ones, as the tail of a trained kernel looks like noise. In some kernels, such as
 # those of the small network for the digits, nothing stands out at all, and the rule returns **0**.
-# At rank 0 a layer gives out nothing, so you need a floor: at least 1. The rule also does not know your budget. To compare it with the others,
-# multiply all its ranks by one factor. That is a knob again.
+# At rank 0 a layer gives out nothing, so you need a floor: at least 1. The rule also does not know
+# your budget. To compare it with the others, multiply all its ranks by one factor. That is a knob
+# again.
 #
 # ## 4. The same limit for all
 #
@@ -727,12 +738,10 @@ if not quick or name == "digits":
 # %%
 NAMES = {f"{rule}, recalibrated": rule for rule in ("uniform", "energy", "ALDS", "measured")}
 NAMES |= {"Tucker + EVBMF, recalibrated": "EVBMF", "auto": "compress"}
-path, recorded = Path("../results/frontier.json"), {rule: {} for rule in NAMES.values()}
+path = Path("../results/frontier.json")
 if path.exists():
     record = json.loads(path.read_text())
-    for point in record["points"]:
-        if point["method"] in NAMES and "accuracy" in point:
-            recorded[NAMES[point["method"]]][point["budget"]] = point["accuracy"]
+    recorded = frontier.accuracies(record, NAMES)               # {rule: {budget: percent}}
     uncut, budgets = record["points"][0]["accuracy"], sorted(recorded["compress"], reverse=True)
     print(f"{record['data']['evaluated']:,} validation images, dense {uncut:.2f} %")
     print("MACs left ", *(f"{budget:7.0%}" for budget in budgets))
@@ -762,8 +771,6 @@ if path.exists():
 # equal share. `compress` with images loses least at every budget.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
-from lowrank_course import frontier  # noqa: E402
-
 if path.exists():
     rules = [rule for rule in recorded if rule != "energy"]
     full_rows = [b for b in budgets if all(b in found for found in recorded.values())]

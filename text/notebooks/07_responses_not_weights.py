@@ -719,12 +719,10 @@ if not quick or name == "digits":
 NAMES = {"uniform, recalibrated": "weights", "PCA, recalibrated": "PCA",
          "PCA, asymmetric, recalibrated": "asymmetric", "auto, not refitted": "before refit",
          "auto": "compress"}
-path, recorded = Path("../results/frontier.json"), {way: {} for way in NAMES.values()}
+path = Path("../results/frontier.json")
 if path.exists():
     record = json.loads(path.read_text())
-    for point in record["points"]:
-        if point["method"] in NAMES and "accuracy" in point:
-            recorded[NAMES[point["method"]]][point["budget"]] = point["accuracy"]
+    recorded = frontier.accuracies(record, NAMES)               # {step: {budget: percent}}
     uncut, budgets = record["points"][0]["accuracy"], sorted(recorded["compress"], reverse=True)
     print(f"{record['data']['evaluated']:,} validation images, dense {uncut:.2f} %")
     print("MACs left   ", *(f"{budget:7.0%}" for budget in budgets))
