@@ -125,8 +125,7 @@ def trained(
     path = cache_folder() / "training" / f"{label}.pt"
     options = {"holdout": bench.holdout, "seed": seed, "checkpoint": path, **options}
     log = train(model, bench.train, len(sizes), list(sizes), **options)
-    for each in (model, bench.dense):  # both may have been on a GPU
-        each.cpu()
+    model.cpu()  # it may have been on a GPU
     return {"log": log, "bf16": torch.load(path, map_location="cpu", weights_only=True)["bf16"]}
 
 

@@ -90,7 +90,7 @@ def demo(
         "recalibrated": recalibrated,
         "retrained": retrained,
     }
-    for network in networks.values():  # alike for the stopwatch: training has turned two of them
+    for network in networks.values():  # alike for the stopwatch: training has turned one of them
         network.cpu().to(memory_format=torch.channels_last)
     example = example.contiguous(memory_format=torch.channels_last)
     say(f"4/4 measuring four networks, {len(judged)} validation images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import time
@@ -101,16 +102,12 @@ def train(
     layout = _memory_format(model)
     model.to(device).to(memory_format=layout)
     if teacher is not None:
-        teacher.to(device).to(memory_format=torch.channels_last).eval()
+        teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
 
     steps_per_epoch = len(accelerator.prepare(make_loader(images, batch_size, augment=True)))
     steps = epochs * steps_per_epoch
-    optimizer = torch.optim.SGD(
-        _without_decay_on_vectors(model, weight_decay),
-        lr=learning_rate,
-        momentum=0.9,
-        nesterov=True,
-    )
+    parts = _without_decay_on_vectors(model, weight_decay)
+    optimizer = torch.optim.SGD(parts, lr=learning_rate, momentum=0.9, nesterov=True)
     warm_up = 0.25 if steps > 3 else 0.3  # a quarter of 4 steps would divide by zero
     schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=warm_up)
     # The average spans about the last twentieth of all steps.

@@ -444,8 +444,8 @@ assert matrix_error < 1e-10 and layer_error > 0.9
 # ### The rest of the convolution's settings
 #
 # Your short functions handle stride, padding by a number of pixels, and a bias. Those of the
-# package also take every other padding, dilation and rectangular kernels. Here is the full-rank
-# test on some odd layers:
+# package also take every other kind of padding, and dilation. Here is the full-rank test on some
+# odd layers:
 
 # %% tags=["nbval-check-output"]
 odd = {
@@ -511,8 +511,9 @@ for form in forms:
     print(f"{form:8}: {shares[form]:.0%} of the weights, output error {losses[form]:.0%}")
 
 # %% [markdown]
-# **Explain.** On this layer all three lose about the same, and all lose a lot. Another form alone
-# does not solve the problem.
+# **Explain.** The smallest of the three errors names the form that loses least, on this layer. But
+# the differences are small beside what all of them lose. Another form alone does not solve the
+# problem.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -609,10 +610,10 @@ for form in ("channel", "spatial"):
 # %% [markdown]
 # ## 8. The whole network
 #
-# A ResNet-18 has 20 convolutions and a linear layer, of very different cost. `compress` tries
-# several forms and many ranks on each. It chooses so that the total fits a budget, here a fifth
-# of the MACs. [Chapter 06](06_choosing_ranks.ipynb) explains how it divides the budget among the
-# layers.
+# A ResNet-18 has 20 convolutions and a linear layer, of very different cost. `compress` tries the
+# channel and the spatial form, with many ranks, on each. (Tucker-2 only if you ask for it:
+# `form="tucker2"`.) It chooses so that the total fits a budget, here a fifth of the MACs. [Chapter
+# 06](06_choosing_ranks.ipynb) explains how it divides the budget among the layers.
 #
 # `data=None` means that it looks at the weights only, as you did so far.
 

@@ -12,9 +12,10 @@
 # **The question:** How much does each layer deserve?
 #
 # You may keep a third of a network's multiplications. Which third? A ResNet-18 has 20 convolutions,
-# and each could have any rank. Here seven rules divide the same budget. Some of them, known from
-# the literature, do worse than the simplest one, which treats all layers alike. When you know why,
-# you know what a rank should be chosen for.
+# and each could have any rank. Here seven rules divide the same budget. One of them, common in
+# tutorials, does much worse than the simplest one, which treats all layers alike. Two that are
+# known from the literature do about as well as that one. When you know why, you know what a rank
+# should be chosen for.
 #
 # **After this chapter you can**
 #
@@ -509,8 +510,9 @@ print(f"traces {G.trace():.5f} and {sensitivity[probe].trace():.5f}, cosine {lik
 
 # %% [markdown]
 # The package draws one answer for each image instead of trying all ten. That needs one backward
-# pass instead of ten, and has the same mean. (A cosine of 1 would say that both matrices are the
-# same, up to a factor.)
+# pass instead of ten, and has the same mean. Here the two differ by chance: with so few images, it
+# matters which answers are drawn. (A cosine of 1 would say that both matrices are the same, up to a
+# factor.)
 #
 # Now the error. Rank $r$ keeps the first $r$ columns of $U$, so what is lost of $y$ is
 # $e = V V^T y$, with $V$ the other columns. Let $S = \mathrm{E}[y\,y^T]$ over real images; this $S$
@@ -567,11 +569,12 @@ ratio = np.median([true[i] / nats[tried[i][0]][tried[i][1]] for i in weak])
 print(f"small cuts (KL under 0.01): measured / predicted = {ratio:.1f}, median of {len(weak)}")
 
 # %% [markdown]
-# **Explain.** The prediction is not exact. Large errors leave the range where the second order
-# holds. And the statistics come from images that the network was trained on: there it is very sure
-# of itself, and small changes move its answers less. But to choose ranks you need no exact figures.
-# You need the right *proportions* between layers, and those it gets better. (On the digits, which
-# the network knows nearly by heart, the gain is small.)
+# **Explain.** The prediction is too low, even for small cuts. It takes errors at different places
+# as unrelated, but neighbouring places are alike, so their errors can add up. For large cuts, the
+# second order no longer holds either. And the statistics come from images that the network was
+# trained on: there it is very sure of itself, and small changes move its answers less. But to
+# choose ranks you need no exact figures. You need the right *proportions* between layers, and those
+# it gets better. (On the digits, which the network knows nearly by heart, the gain is small.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert math.isclose(in_nats(svd[probe][0], G, torch.eye(len(G)).double())[0], G.trace() / 2,
@@ -686,10 +689,12 @@ for key, of in {"all ranks": options_for(nats), "multiples of 8": rounded}.items
 print("ranks:", *(c.rank for c in taken.values()))
 
 # %% [markdown]
-# **Explain.** Hardly at all: near its best, a layer's error changes little from one rank to the
-# next. (The measured KL may move a little more. It also holds what the prediction leaves out.) So
-# the package tries multiples of 8 only. [Chapter 10](10_does_it_run_faster.ipynb) measures whether
-# your machine rewards that.
+# **Explain.** By less than a tenth. At the chosen rank, a layer's $\text{error} + \lambda \cdot
+# \text{cost}$ is at its minimum, so it changes little nearby: what one layer loses by rounding
+# down, another wins back with the MACs that become free. (The measured KL is far larger than the
+# sum: see section 8. It also holds how the errors of different layers act on each other.) So the
+# package tries multiples of 8 only. [Chapter 10](10_does_it_run_faster.ipynb) measures whether your
+# machine rewards that.
 #
 # ## 11. What is still wrong
 #
@@ -791,8 +796,8 @@ if path.exists():
 # 2. Equal shares of the rank are a strong baseline. Equal energy did much worse here.
 # 3. A price for MACs gives the least sum of errors within a budget, and a bound that proves it.
 # 4. A perfect optimum of the wrong goal is worth little: relative errors count every layer alike.
-# 5. $\tfrac12\,\mathrm{E}[e^T G e]$ predicts in nats what the network feels. Multiples of 8 hardly
-#    change the sum of the predictions.
+# 5. $\tfrac12\,\mathrm{E}[e^T G e]$ predicts in nats what the network feels. Multiples of 8 make
+#    the sum of the predictions less than a tenth larger.
 #
 # ## Check yourself
 #

@@ -178,12 +178,13 @@ plots.curves(
     levels={"unchanged": 1.0},
     xlabel="batch norm, from the first to the last",
     ylabel="variance, median channel",
-    alt="For each batch norm, the new variance as a share of the old one: nearly all lie below 1, "
-    f"the lowest at {lowest:.2f}.",
+    alt="For each batch norm, the new variance as a share of the old one: most lie below 1, a "
+    f"few above, the lowest at {lowest:.2f}.",
 )
 
 # %% [markdown]
 # Most lie below 1: what the truncated layers give out varies less than their batch norms expected.
+# A few lie above 1: their *input* has changed as well.
 #
 # ### A repair, not a gift
 #
@@ -279,7 +280,7 @@ print("same outputs in train() mode:", torch.equal(*outputs))
 # %% [markdown]
 # **Explain.** Not at all: training never uses the stored statistics, and the weights are the same.
 # Recalibration matters wherever `eval()` is used: before training, to see how good the cut was, and
-# *after* it, as you will see.
+# sometimes *after* it (trap 2).
 #
 # Here is the training loop. `loss_of` turns the network's outputs into a loss. After each epoch the
 # loop notes the accuracy on held-out images twice: as training leaves the statistics, and
@@ -291,6 +292,7 @@ def tune(model, images, epochs, peak, loss_of, seed=0):
     loader = data.make_loader(images, 32, size, augment=True, seed=seed)
     optimizer = torch.optim.SGD(model.parameters(), peak, momentum=0.9, weight_decay=5e-4)
     steps = epochs * len(loader) + 1
+    # It moves the momentum as well: 0.95, down to 0.85 at the peak, and back.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, steps)
     curve = {"as trained": [], "recalibrated": []}
     for _ in range(epochs):
@@ -339,7 +341,8 @@ plots.curves(
 # Look at the gap between the two curves instead. A gap of a few images, up or down, may be chance.
 # A wide one has a cause: the stored statistics are an average over the last steps, and can lag
 # behind weights that move fast. Recalibrating brings them up to date. In a long training whose rate
-# ends near zero, the weights hardly move at the end, and there is less to catch up with.
+# ends near zero, the weights hardly move at the end, and there is less to catch up with. So after a
+# short training, try it and look on held-out images: it takes seconds.
 #
 # ### Trap 3: choices made on the test images
 #
@@ -498,13 +501,14 @@ assert abs(end - ends[best]) < 30       # the same task, not the same network
 # %% [markdown]
 # ## 6. The recorded runs
 #
-# Your live run used few images. `lowrank-course demo` takes more, makes a milder cut by responses,
-# and writes a record. There, *recalibrated* means more than in section 2: the **refit** of [chapter
-# 07](07_responses_not_weights.ipynb) computes weights anew, so that each layer gives out what the
-# dense one does, as nearly as it can. Still nothing is trained.
+# Your live run used few images. `lowrank-course demo` takes more, cuts by responses to the same
+# fifth of the MACs, and writes a record. There, *recalibrated* means more than in section 2: the
+# **refit** of [chapter 07](07_responses_not_weights.ipynb) computes weights anew, so that each
+# layer gives out what the dense one does, as nearly as it can. Still nothing is trained.
 #
-# Profile `laptop` takes minutes, `full` uses every image. The records are part of the repository.
-# (*File* is the size on disk; *batch 1* and *batch 32* are times for one image and for 32.)
+# Profile `laptop` takes minutes, `full` trains on every training image and judges on every
+# validation image. The records are part of the repository. (*File* is the size on disk; *batch 1*
+# and *batch 32* are times for one image and for 32.)
 
 # %%
 from lowrank_course.demo import table
@@ -534,8 +538,8 @@ for stage in stages:
 # them downwards, not across.
 #
 # Now compare the recorded network with the popular recipe of [chapter 00](00_start_here.ipynb). The
-# recipe cuts two layers to rank 8, writes them back in their old shape, and reports the accuracy in
-# the next cell. The costs are shares of each one's own dense network.
+# recipe cuts two layers to rank 8 and writes them back in their old shape. The next cell holds the
+# accuracy that it reports. The costs are shares of each one's own dense network.
 
 # %%
 recipe = {"top-1 (%)": 64.79, "parameters kept (%)": 100, "MACs kept (%)": 100}
@@ -566,8 +570,13 @@ if "full" in records:
     print(f"one standard error on {n:,} images: {error:.2f} points")
 
 # %% [markdown]
-# **Explain.** This does not say that one method beats the other by so many points: the recipe
-# trains an untrained network for five epochs, the course starts from a trained one. [Chapter
+# **Explain.** Is the gap to the dense network real? Both saw the same images, so McNemar's test
+# would judge it best, but this record holds no answers image by image. The rougher rule of section
+# 5 asks for two errors of a difference, each 1.4 times the printed one. A smaller gap may well be
+# chance.
+#
+# The picture does not say that one method beats the other by so many points: the recipe trains an
+# untrained network for five epochs, the course starts from a trained one. [Chapter
 # 04](04_the_popular_recipe.ipynb) runs the recipe again. What the picture does say: the recipe
 # makes nothing smaller, and here most of the network is gone.
 #
@@ -585,7 +594,7 @@ if "full" in records:
 for record in records.values():
     assert [row["network"] for row in record["rows"]] == list(stages)
 if "full" in records and records["full"]["data"]["name"] == "imagenette":
-    assert rows["retrained"]["macs"] <= 0.35 * rows["dense"]["macs"]
+    assert rows["retrained"]["macs"] <= 0.2 * rows["dense"]["macs"]
     assert rows["retrained"]["parameters"] <= 0.3 * rows["dense"]["parameters"]    # "most"
     assert won > recipe["top-1 (%)"] and won > rows["truncated"]["accuracy"]
 
@@ -711,7 +720,8 @@ assert slopes[16] / 256 < 0.2 * slopes[4] / 16                # "falls steeply"
 #
 # 1. Recalibrate a network that was cut by its weights: the cut changes what the batch norms should
 #    expect, and you repair it in seconds. It is no gift for a healthy network.
-# 2. Fine-tune with a low one-cycle rate, and recalibrate once more after a short training.
+# 2. Fine-tune with a low one-cycle rate. After a short training, see on held-out images whether
+#    recalibrating once more helps.
 # 3. Call `eval()` before you read an accuracy.
 # 4. Choose on held-out training images; look at the validation images once.
 # 5. Claim a difference only with paired answers and, for a way of training, at least three seeds.

@@ -369,9 +369,11 @@ plots.show(
 # **Explain.** This is a **roofline** (Williams et al., 2009). Under the rising part, data is the
 # limit; under the flat part, multiplication. Most pairs lie further left than their dense layer.
 # (The last layers can be an exception: most of what they move is weights, and the weights do shrink
-# to a third.) Under the flat part, the memory does not explain a dot far below the roof: it loses
-# time elsewhere, in starting the layer or in rearranging its data. A dot can lie above the rising
-# part if its data is still in a cache, which is faster than the memory that you measured.
+# to a third.) Look where the corner is. For dots to the right of it, the bandwidth of the memory
+# alone is not the limit. Yet they fall towards the left, and lie below the roof: the roof is a
+# bound for perfect programs. The time in between goes into starting a layer, rearranging its data,
+# and filling short loops. A dot can lie above the rising part if its data is still in a cache,
+# which is faster than the memory that you measured.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
