@@ -300,6 +300,21 @@ def test_ours_is_never_behind_a_peer(recorded):
         assert row["ahead"] > 0 or row["lost"] <= 0.5, f"not ahead of a peer that loses: {row}"
 
 
+def test_ours_keeps_its_promises(recorded):
+    points = {(p["method"], p["budget"]): p for p in recorded["points"]}
+    dense = points["dense", 1.0]["accuracy"]
+    for budget, most in ((0.5, 0.4), (0.35, 1.0), (0.25, 3.0)):
+        assert dense - points["auto", budget]["accuracy"] <= most
+    by_time = [p for (method, _), p in points.items() if method == "auto, by time"]
+    for point in by_time:  # what was asked of it, and no plan is slower than dense
+        assert point["time"]["1"] <= 1 - 0.65 * (1 - point["budget"]) + 0.02
+        assert point["time"]["32"] < 1
+        if point["macs"] <= 0.35:
+            assert 1 - point["time"]["32"] >= 0.65 * (1 - point["macs"])
+    quick = [p for p in by_time if max(p["time"].values()) <= 1 / 1.7]
+    assert max(p["accuracy"] for p in quick) >= dense - 0.5
+
+
 def test_the_picture_of_the_frontier_is_of_this_record(recorded):
     content = benchmark.RECORD.read_bytes()
     drawn_from = Image.open(benchmark.PICTURE).text["Source"]

@@ -134,8 +134,10 @@ print(f"angle between them, after:  {angle(A @ u, A @ v):.1f}")
 # **Explain.** They stand at right angles. And, which is less obvious, they *still* do after the
 # shear, although it has bent almost every other right angle: look at the two arrows above.
 #
-# This is no accident of the shear. Change the four numbers of $A$ and run the cells again. (Then
-# set them back: the next section goes on with the shear.)
+# This is no accident of the shear. Change the four numbers of $A$ and run the cells again. (Two
+# exceptions: if all directions get the same length, any pair will do, and the cell picks one. If
+# the least length is 0, its angle afterwards means nothing. Then set the numbers back: the next
+# section goes on with the shear.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert torch.equal(A @ torch.tensor([0.0, 1.0]), A[:, 1])
@@ -497,16 +499,16 @@ axes.set(xlabel="index of the singular value", ylabel="singular value")
 axes.legend()
 plots.show(
     figure,
-    "Singular values on a logarithmic scale. Five are large; from the sixth on they drop by about "
-    "seven powers of ten in float32 and by fifteen in float64. A dotted line above each tail is "
+    "Singular values on a logarithmic scale. Five are large; from the sixth on they drop by more than "
+    "six powers of ten in float32 and by fifteen in float64. A dotted line above each tail is "
     "the default tolerance.",
 )
 
 # %% [markdown]
-# **Explain.** Nearly all of them. Strictly counted, rank 5 becomes full rank by rounding alone. So
-# count only what stands out from rounding errors: singular values above a **tolerance** (the dotted
-# lines), a small share of the largest one. The usual choice is max(m, n) times the rounding error
-# of the number format, which PyTorch calls `eps`.
+# **Explain.** All of them, or nearly all on another machine. Strictly counted, rank 5 becomes full
+# rank by rounding alone. So count only what stands out from rounding errors: singular values above
+# a **tolerance** (the dotted lines), a small share of the largest one. The usual choice is max(m,
+# n) times the rounding error of the number format, which PyTorch calls `eps`.
 
 # %%
 def numerical_rank(matrix, share=None):
@@ -523,8 +525,9 @@ for name, product in products.items():
 
 # %% [markdown]
 # Here every sensible tolerance gives the same answer, because the values fall so far from number 5
-# to number 6. Often there is no such cliff. The entries of the *Hilbert matrix* are 1/1, 1/2, 1/3
-# and so on. All of its columns are independent, in mathematics.
+# to number 6. Often there is no such cliff. In the *Hilbert matrix*, the number in row $i$ and
+# column $j$ is $1 / (i + j - 1)$. Its first row is 1/1, 1/2, 1/3 and so on, the second starts with
+# 1/2. All of its columns are independent, in mathematics.
 #
 # **Predict.** What will a computer say about its rank, for a matrix of size 12 × 12?
 
@@ -594,8 +597,8 @@ for name, matrix in sizes.items():
 # %% [markdown]
 # **Explain.** About a half. A wide random matrix stretches all 64 directions by similar factors, so
 # there is none that one could drop cheaply. The numbers in brackets are a famous prediction
-# (Marchenko and Pastur, 1967). Take a large matrix of independent entries with mean 0 and standard
-# deviation $\sigma$. Its singular values fill the range
+# (Marchenko and Pastur, 1967). Take a large $m \times n$ matrix, with $m \le n$, of independent
+# entries with mean 0 and standard deviation $\sigma$. Its singular values fill the range
 #
 # $$\sigma\,(\sqrt{n} - \sqrt{m}) \quad \text{to} \quad \sigma\,(\sqrt{n} + \sqrt{m})$$
 #
@@ -613,8 +616,9 @@ assert values["64 × 64"][-1] / values["64 × 64"][0] < 0.05               # "ne
 # %% [markdown]
 # ## 7. Noise hides low rank
 #
-# This picture of a woven cloth is a sum of three patterns. In each of them all rows are multiples
-# of one row, so it has rank 1. Then comes noise, four times as strong as the weave.
+# The next cell makes a picture of a woven cloth, as a sum of three patterns. In each of them all
+# rows are multiples of one row, so it has rank 1. Then comes noise, four times as strong as each of
+# the two woven patterns.
 
 # %%
 def weave(length, thread):
@@ -633,10 +637,16 @@ noisy = cloth + torch.randn(120, 180, generator=generator)           # sigma = 1
 # %% tags=["nbval-check-output"]
 print("cloth: rank", numerical_rank(cloth))
 print("noisy: rank", numerical_rank(noisy))
+plots.pictures(
+    {"cloth": cloth, "noisy": noisy},
+    alt="Left a cloth of a fine and a wide chess pattern. Right the same with noise: hardly "
+    "anything of it can be seen.",
+)
 
 # %% [markdown]
-# **Explain.** Full rank: the noise alone has full rank, and adding three patterns does not change
-# that. But look at the singular values, with the noise edge as a line.
+# **Explain.** Full rank, and the eye sees hardly anything. The noise alone has full rank, and
+# adding three patterns does not change that. But look at the singular values, with the noise edge
+# as a line.
 
 # %%
 S_noisy = torch.linalg.svdvals(noisy)

@@ -220,14 +220,15 @@ plots.curves(
 # $$\text{energy}(r) = \frac{s_1^2 + \dots + s_r^2}{s_1^2 + \dots + s_k^2}, \qquad k = \min(m, n)$$
 #
 # As code it is a running sum. The course's package has the same function, which also checks what
-# you give it. Both agree:
+# you give it. It has your `cut`, too: there it is called `low_rank`. Both agree:
 
 # %% tags=["nbval-check-output"]
 def energy(S):
     return S.square().cumsum(0) / S.square().sum()
 
 
-print("both agree:", torch.allclose(energy(S_photo), linalg.energy(S_photo)))
+print("energy agrees:", torch.allclose(energy(S_photo), linalg.energy(S_photo)))
+print("cut agrees:", torch.allclose(cut(photo, 20), linalg.low_rank(photo, 20), atol=1e-5))
 
 # %% [markdown]
 # **Predict.** You keep 90 % of the energy of the portrait. Is that a good copy? And 99 %?

@@ -287,8 +287,8 @@ held = linalg.energy(S)[7]
 print(f"rank 8 is 1/{64 // 8} of the full rank, and holds {held:.0%} of the energy")
 
 # %% [markdown]
-# **Explain.** An eighth, and about a fifth of the energy. Random matrices leave nothing that could
-# be dropped cheaply ([chapter 01](01_rank_and_orthogonality.ipynb)). [Chapter
+# **Explain.** An eighth, and about a fifth of the energy. Wide random matrices leave nothing that
+# could be dropped cheaply ([chapter 01](01_rank_and_orthogonality.ipynb)). [Chapter
 # 04](04_the_popular_recipe.ipynb) looks at what became of the recipe.
 #
 # | layout | matrix | full rank, 64 → 64, 3 × 3 | its two factors are |
@@ -330,9 +330,10 @@ plots.show(
 
 # %% [markdown]
 # **Explain.** 36, the full rank. The whole map repeats the same few weights again and again,
-# shifted. **A low rank of the kernel does not mean that the layer flattens its images.** It means
-# that the layer can be split into two thin ones. In this course "the matrix of a layer" is always
-# the small one.
+# shifted. **The rank of the kernel is not the rank of the whole map.** A kernel of low rank makes
+# the output *channels* mixtures of a few, so the layer can be split into two thin ones. Within a
+# channel, every place keeps its own number. In this course "the matrix of a layer" is always the
+# small one.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 for lay in layouts.values():
@@ -599,7 +600,8 @@ for key, counts in clear.items():
 
 # %% [markdown]
 # **Explain.** Most at the upper end. Training pulls some directions out of the noise. The long tail
-# sinks a little, but it stays: its second half keeps more than half of its random height. Only the
+# lies a little lower. (It must: each matrix is divided by its own $\sigma$, so what the top gains,
+# the tail loses.) But it stays: its second half keeps more than half of its random height. Only the
 # stem has really become low-rank. (With the digits, whose images are simple, fewer stand out and in
 # fewer layers, and the tail hardly sinks.)
 #
@@ -639,9 +641,10 @@ of_full_rank = sum(r == f for r, f in zip(ranks, fulls, strict=True))
 print(f"numerical rank (default tolerance) is full in {of_full_rank} of 20 layers")
 
 # %% [markdown]
-# **Explain.** Less, but not little: more than half of the rank. **The kernels of a trained network
-# are hardly low-rank.** Does another layout help? Ranks of different layouts cannot be compared, but
-# costs can: the two factors have $r\,(m + n)$ numbers.
+# **Explain.** Less, but not little: apart from the stem, each layer still needs about half of its
+# rank or more. **The kernels of this trained network are hardly low-rank.** Does another layout
+# help? Ranks of different layouts cannot be compared, but costs can: the two factors have $r\,(m +
+# n)$ numbers.
 
 # %%
 example = "layer1.1.conv1"
@@ -744,8 +747,9 @@ plots.pictures(
 )
 
 # %% [markdown]
-# **Explain.** There is no exact answer. But the late maps have only a few pixels: they can say *where*
-# something is, hardly *what* it looks like.
+# **Explain.** There is no exact answer. But a late map has only a few pixels. It says roughly
+# *where* its pattern is, and no longer shows what the image looks like. *What* is in the image
+# shows in which of the many maps are bright.
 #
 # Compare the six maps of the stem once more. Several show nearly the same picture, although their
 # filters differ. The **correlation** measures that: 1 means the same picture up to brightness and
@@ -759,10 +763,11 @@ alike = torch.corrcoef(maps.flatten(1)).abs().fill_diagonal_(0)          # (O, O
 print(f"a map's correlation with its nearest relative: {alike.max(1).values.mean():.2f} on average")
 
 # %% [markdown]
-# **Explain.** Images are smooth, and show only few of the patterns that a kernel could see. So the
-# *outputs* of a layer may have nearly a low rank although its *kernel* has not. **Low rank of the
-# weights is one thing, low rank of what a network does with images is another.** [Chapter
-# 07](07_responses_not_weights.ipynb) makes a method of it.
+# **Explain.** Images are smooth, and show only few of the patterns that a kernel could see. (The
+# stem's own kernel helps: it is nearly low-rank, so this is no proof yet. Chapter 07 measures all
+# layers.) So the *outputs* of a layer may have nearly a low rank even if its *kernel* has not.
+# **Low rank of the weights is one thing, low rank of what a network does with images is another.**
+# [Chapter 07](07_responses_not_weights.ipynb) makes a method of it.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert float(alike.max(1).values.mean()) > 0.6                           # "nearly the same picture"

@@ -713,7 +713,7 @@ rows = [
     ("rank 8 of 64", "a half", f"{8 / 64:.1%}"),
     ("rank after these steps", f"{rank}", f"{min(ranks[-1])} of {width}"),
     ("the cut keeps", "what matters", f"{eighth['random'][0]:.0%} of random numbers"),
-    ("learned in these steps", "won back", f"{fall[False] / fall[True]:.0%} of it without a cut, too"),
+    ("learned in these steps", "won back", f"{fall[False] / fall[True]:.0%} of it uncut, too"),
 ]
 print(f"{'':22} {'expected':14} measured")
 for what, expected, measured in rows:

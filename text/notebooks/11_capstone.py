@@ -490,7 +490,8 @@ def report(title, result, p, card):
 it has {result["top-1"]:.1f} % top-1, dense {result["dense top-1"]:.1f} % ({gap:+.1f} points) on
 {result["images"]} images. On these it {verdict} (McNemar, p = {p:.3f}).
 **Card.** {limits}
-**Speed.** {result["speed"]:.2f} times the dense network, batch {len(my_example)}, {threads} threads,
+**Speed.** {result["speed"]:.2f} times the dense network, batch {len(my_example)},
+{threads} threads,
 float32, medians of runs in turns, torch {version}, processor: ...
 **Chosen on.** held-out training images: ...      **Seeds.** ...
 **Dense network with the same extra training.** ...

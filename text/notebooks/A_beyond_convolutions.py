@@ -159,9 +159,11 @@ assert sum(m.weight.numel() for m in inside) > 0.85 * count_parameters(vit)   # 
 # %% [markdown]
 # ## 2. The same SVD
 #
-# How many directions does a layer need? Look at its weights, and at its **responses**: what it gives
-# out for real images. Put all responses into one large matrix and take their mean away. Its squared
-# singular values are, up to a factor, the eigenvalues of the covariance.
+# How many directions does a layer need? Look at its weights, and at its **responses**: what it
+# gives out for real images. Put all responses into one large matrix $Y$, one response a row, and
+# take their mean away. Their **covariance** is $Y^\top Y$, divided by the number of rows. With $Y =
+# U S V^\top$ this is $V S^2 V^\top$, up to that factor. So the directions $V$ are the
+# **eigenvectors** of the covariance, and the squared singular values are its **eigenvalues**.
 #
 # **Predict.** What share of the full rank holds 90 % of the energy: of the weights? Of the responses?
 
@@ -311,16 +313,17 @@ print(f"W is {tuple(W.shape)}, cut to rank 8; the two differ by {apart:.0e}")
 # what varies around it.
 #
 # **Predict.** Order these by their error on *new* images: plain SVD; the SVD after each input is
-# scaled by its typical size (the idea of ASVD, Yuan et al., 2023); whitening; the one with the mean.
+# scaled by the root of its typical size (the idea of ASVD, Yuan et al., 2023); whitening; the one
+# with the mean.
 
 # %%
 mean, covariance = moments["blocks.0.mlp.2"]                 # of its responses
 U = torch.linalg.eigh(covariance).eigenvectors[:, -8:]
-size = x.abs().mean(0).sqrt()                                # (I,)
+scale = x.abs().mean(0).sqrt()                               # (I,)
 new = inputs_of(vit.blocks[0].mlp[2], val[0])                # (positions, I)
 found = {
     "plain SVD": linalg.low_rank(W, 8),
-    "scaled inputs": linalg.low_rank(W * size, 8) / size,
+    "scaled inputs": linalg.low_rank(W * scale, 8) / scale,
     "whitened": whitened(W, A, 8),
 }
 found = {way: new @ matrix.T + down.bias for way, matrix in found.items()}
@@ -357,13 +360,17 @@ print("shape", tuple(between.shape), "rank", linalg.numerical_rank(between))
 
 # %% [markdown]
 # **Explain.** 16, the width of a head. $W_q$ and $W_k$ *are* the two thin factors, and nobody
-# multiplies them out. Attention is factorised from the start. A head that is too narrow is a rank that
-# is too small (Bhojanapalli et al., 2020).
+# multiplies them out. That saves half: the two have 2,048 numbers, their product would have 4,096.
+# Attention is factorised from the start. If a head is too narrow, this rank is too small for what
+# it should express (Bhojanapalli et al., 2020).
 #
 # There is another place for a low rank. While a language model writes, it keeps $k$ and $v$ of all earlier tokens,
 # the **key-value cache**. For long texts it can take more memory than the weights. But $k$ and $v$
 # come from the same $x$. Stack $W_k$ and $W_v$, cut the stack, and keep $r$ numbers a token in place
 # of 128. (DeepSeek-V2 is built and trained like that.)
+#
+# Your transformer writes no text and keeps no cache. The cell only cuts the stack of each block to
+# rank 16, to see what that would cost in accuracy.
 #
 # **Predict.** Keep an eighth: 16 numbers. What happens to the accuracy?
 
@@ -400,8 +407,9 @@ for block in small_cache.blocks:
 #
 # $$W + B A, \qquad B: (m, r), \quad A: (r, n)$$
 #
-# $B$ starts at zero, so training starts from the old network. Here the network is the shipped
-# ResNet-18 for digits, and the new task is to read digits that lie on their side.
+# $B$ starts at zero, so training starts from the old network. It also saves memory: AdamW keeps two
+# more numbers for every number that it trains. Here the network is the shipped ResNet-18 for
+# digits, and the new task is to read digits that lie on their side.
 
 # %%
 def turned(images):
@@ -499,14 +507,15 @@ plots.curves(
     ylabel="top-1 on turned digits (%)",
     alt="Accuracy against the rank of the update. Trained at rank 1 it is "
     f"{reached['rank 1']:.0f} %. The full update, cut to rank 1, gives {cut_reached[1]:.0f} %, at "
-    f"rank 8 {cut_reached[8]:.0f} %.",
+    f"rank 8 {cut_reached[8]:.0f} %, at rank 16 {cut_reached[16]:.0f} %.",
 )
 
 # %% [markdown]
-# **Explain.** Read the rank off the picture: one or two directions are far from enough. The update
-# that free training finds is *not* of low rank. But updates of low rank that do the same exist, and
-# training finds them if nothing else is allowed. So if you want a thin update, set the rank first and
-# then train. [Chapter 08](08_retraining.ipynb) does the same with a compressed network.
+# **Explain.** One or two directions are far from enough. Rank 8 is still clearly lower, and at 16
+# it is there: but 16 is all that the first layers have, with their 16 channels. The update that
+# free training finds is *not* of low rank. But updates of low rank that do the same exist, and
+# training finds them if nothing else is allowed. So if you want a thin update, set the rank first
+# and then train. [Chapter 08](08_retraining.ipynb) does the same with a compressed network.
 #
 # Two more things to know. LoRA does not compress: $W$ is still there. But it costs nothing when the
 # network runs, because $W + BA$ is one matrix. And it has limits: on large changes of task, full
@@ -528,6 +537,7 @@ assert 690_000 < count_parameters(network) < 710_000
 assert frozen < 40 and change < 1e-4
 assert trained["rank 1"] / count_parameters(network) < 0.015  # "one number in a hundred"
 updates = [reached[f"rank {rank}"] for rank in ranks]
+assert W_q.numel() + W_k.numel() == 2048 and between.numel() == 4096
 assert min(updates) > 86
 assert abs(reached["all weights"] - reached["rank 1"]) < 8    # "close"
 assert reached["last layer"] < reached["rank 1"] - 10
@@ -542,9 +552,10 @@ assert count_macs(adapted, images) == count_macs(network, images)
 # %% [markdown]
 # ## 6. Where it does not help
 #
-# **Where the multiplications are not in the weights.** Attention multiplies tokens with tokens:
-# $2 n^2 d$ MACs for $n$ tokens of width $d$. Its linear layers and the MLP take $12 n d^2$. No
-# factorised weight makes the first part cheaper.
+# **Where the multiplications are not in the weights.** Attention multiplies tokens with tokens: $2
+# n^2 d$ MACs for $n$ tokens of width $d$. Its linear layers and the MLP take $12 n d^2$.
+# Factorising the layers one by one does not make the first part cheaper. (Cutting $W_q^\top W_k$ to
+# a smaller rank would: then $q$ and $k$ are shorter.)
 #
 # **Predict.** A common vision transformer has width 768 and 197 tokens. On what share of a block's
 # MACs can low rank work? And with 16,384 tokens, a long text?
@@ -580,7 +591,8 @@ print(f"of I + W: {linalg.numerical_rank(identity + update)}")
 # %% [markdown]
 # **Explain.** All directions of the identity count the same, so half of the rank loses half of the
 # energy. Now look at the plus sign: $x + f(x)$ in a residual block, $W + BA$ in LoRA. Both keep the
-# part of full rank aside and make only the *difference* thin. That is why both work.
+# part of full rank aside and make only the *difference* thin. This is one reason why both can be
+# cut so far.
 #
 # **Where there is little to save.** A depthwise convolution is one small filter a channel. A square
 # linear layer gains nothing above half of its rank. A table of word vectors is looked up, not
