@@ -136,7 +136,7 @@ def curves(
         axes.axhline(level, color=STAGE.get(name, GREY), linewidth=1.5, linestyle=":", label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if all((_numbers(x) % 1 == 0).all() for x, _ in lines.values()):  # epochs, ranks
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     names = len(lines) + len(levels or {})
     if names > 2:  # too many to find a free place among the lines
         figure.legend(loc="outside right center")

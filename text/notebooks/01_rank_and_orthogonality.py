@@ -499,8 +499,8 @@ axes.set(xlabel="index of the singular value", ylabel="singular value")
 axes.legend()
 plots.show(
     figure,
-    "Singular values on a logarithmic scale. Five are large; from the sixth on they drop by more than "
-    "six powers of ten in float32 and by fifteen in float64. A dotted line above each tail is "
+    "Singular values on a logarithmic scale. Five are large; from the sixth on they drop by more "
+    "than six powers of ten in float32 and by fifteen in float64. A dotted line above each tail is "
     "the default tolerance.",
 )
 

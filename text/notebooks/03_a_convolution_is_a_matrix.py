@@ -665,6 +665,7 @@ assert of_full_rank == 20
 assert sum(clear["random"].values()) <= 1 and sum(clear["trained"].values()) >= 4
 assert max(float(S[0]) for S in spectra["random"].values()) < 1.06       # "end at 1"
 assert need["trained"][0] < need["random"][0] - 10                       # the stem
+assert min(need["trained"][1:]) > 42                                     # "about half of its rank"
 others = list(zip(need["trained"][1:], need["random"][1:], strict=True))
 assert all(0.6 * b < a for a, b in others) and middle > 55              # "more than half"
 assert 75 < sorted(need["random"])[10] < 88                              # "about 80 %"

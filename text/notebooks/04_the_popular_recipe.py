@@ -572,10 +572,10 @@ calibration = data.make_loader(some, len(some), size)        # one batch: all cl
 
 # %%
 _ = torch.manual_seed(0)
-cut_trained, other = cut(copy.deepcopy(dense), share), copy.deepcopy(dense)
+cut_trained, other = cut(copy.deepcopy(dense), dense_rank), copy.deepcopy(dense)
 for name in LAYERS:
     nn.init.kaiming_normal_(other.get_submodule(name).weight)            # random weights in place
-cut(other, share)                                                        # and of the same rank
+cut(other, dense_rank)                                                   # and of the same rank
 for model in (cut_trained, other):
     responses.recalibrate(model, calibration)
 

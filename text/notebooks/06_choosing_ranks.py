@@ -50,17 +50,8 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest, spearmanr
 from torch import nn
 
-from lowrank_course import (
-    compress,
-    data,
-    frontier,
-    layers,
-    linalg,
-    load_resnet18,
-    plots,
-    ranks,
-    responses,
-)
+from lowrank_course import compress, data, layers, linalg, load_resnet18, plots, ranks, responses
+from lowrank_course.frontier import accuracies, mcnemar, right_answers
 from lowrank_course.measure import count_macs, layer_shapes
 
 plots.style()
@@ -746,7 +737,7 @@ NAMES |= {"Tucker + EVBMF, recalibrated": "EVBMF", "auto": "compress"}
 path = Path("../results/frontier.json")
 if path.exists():
     record = json.loads(path.read_text())
-    recorded = frontier.accuracies(record, NAMES)               # {rule: {budget: percent}}
+    recorded = accuracies(record, NAMES)                        # {rule: {budget: percent}}
     uncut, budgets = record["points"][0]["accuracy"], sorted(recorded["compress"], reverse=True)
     print(f"{record['data']['evaluated']:,} validation images, dense {uncut:.2f} %")
     print("MACs left ", *(f"{budget:7.0%}" for budget in budgets))
@@ -770,10 +761,10 @@ if path.exists():
     )
 
 # %% [markdown]
-# **Explain.** Equal energy falls first and furthest. The other rules are close together at half of
-# the MACs, and spread as the budget shrinks. Of the five, *measured* is the only one that asks the
+# **Explain.** Equal energy falls first and furthest. The others lie within a point at the largest
+# budget, and spread as the budget shrinks. Of the five, *measured* is the only one that asks the
 # network. It needs two hundred passes over held-out images, and at the smallest budget it beats the
-# equal share. `compress` with images loses least at every budget.
+# equal share. From 60 % of the MACs on, `compress` with images loses least.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 if path.exists():
@@ -781,13 +772,13 @@ if path.exists():
     full_rows = [b for b in budgets if all(b in found for found in recorded.values())]
     for b in full_rows:
         at = {rule: found[b] for rule, found in recorded.items()}
-        assert min(at, key=at.get) == "energy" and at["energy"] < uncut - 5
-        assert max(at, key=at.get) == "compress"
+        assert min(at, key=at.get) == "energy" and (b > 0.65 or at["energy"] < uncut - 4)
+        assert b > 0.65 or max(at, key=at.get) == "compress"              # "from 60 % on"
     ranges = [np.ptp([recorded[rule][b] for rule in rules]) for b in full_rows]
-    assert ranges == sorted(ranges) and ranges[0] < 2 < ranges[-1]        # "spread"
-    one, other = (frontier.right_answers(record, f"{rule}, recalibrated", full_rows[-1])
+    assert ranges == sorted(ranges) and ranges[0] < 1 < 10 < ranges[-1]   # "spread"
+    one, other = (right_answers(record, f"{rule}, recalibrated", full_rows[-1])
                   for rule in ("measured", "uniform"))
-    assert one.sum() > other.sum() and frontier.mcnemar(one, other) < 0.05
+    assert one.sum() > other.sum() and mcnemar(one, other) < 0.05
 
 # %% [markdown]
 # ## Recap

@@ -758,16 +758,17 @@ if path.exists():
     )
 
 # %% [markdown]
-# **Explain.** At half of the MACs all steps lie within a point. The smaller the budget, the more
-# they are worth. PCA beats the cut by weights. Two-sided directions and ranks in nats, the line
-# *before refit*, are further up, and the refit adds the last part. Nothing was trained in any of
-# these networks. What training adds on top, [chapter 08](08_retraining.ipynb) asks.
+# **Explain.** Down to half of the MACs all steps lie within a point. The smaller the budget, the
+# more they are worth. PCA beats the cut by weights. Two-sided directions and ranks in nats, the
+# line *before refit*, are further up, and the refit adds the last part. Nothing was trained in any
+# of these networks. What training adds on top, [chapter 08](08_retraining.ipynb) asks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 if path.exists():
     full_rows = [b for b in budgets if all(b in found for found in recorded.values())]
     ranges = [np.ptp([found[b] for found in recorded.values()]) for b in full_rows]
-    assert ranges == sorted(ranges) and ranges[0] < 1 < ranges[-1]        # "within a point"
+    wide = [r for b, r in zip(full_rows, ranges, strict=True) if b >= 0.5]
+    assert max(wide) < 1 < 10 < ranges[-1]                                # "within a point"
     last = [recorded[key][full_rows[-1]] for key in ("weights", "PCA", "before refit", "compress")]
     assert last == sorted(last)                                           # "before"
     pairs = [("PCA, recalibrated", "uniform, recalibrated"), ("auto", "auto, not refitted"),

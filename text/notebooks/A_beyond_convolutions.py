@@ -542,6 +542,7 @@ assert min(updates) > 86
 assert abs(reached["all weights"] - reached["rank 1"]) < 8    # "close"
 assert reached["last layer"] < reached["rank 1"] - 10
 assert reached["batch norms"] > frozen + 40 and trained["batch norms"] < trained["rank 1"] / 2
+assert quick or cut_reached[8] < reached["rank 1"] - 3 < cut_reached[16]      # "clearly lower"
 assert cut_reached[1] < 60 and cut_reached[2] < min(updates) - 10
 lora, cut = (answers(model, [judge]) for model in (adapted, after[1]))
 only = int((lora & ~cut).sum()), int((cut & ~lora).sum())
@@ -554,7 +555,7 @@ assert count_macs(adapted, images) == count_macs(network, images)
 #
 # **Where the multiplications are not in the weights.** Attention multiplies tokens with tokens: $2
 # n^2 d$ MACs for $n$ tokens of width $d$. Its linear layers and the MLP take $12 n d^2$.
-# Factorising the layers one by one does not make the first part cheaper. (Cutting $W_q^\top W_k$ to
+# Splitting the layers one by one does not make the first part cheaper. (Cutting $W_q^\top W_k$ to
 # a smaller rank would: then $q$ and $k$ are shorter.)
 #
 # **Predict.** A common vision transformer has width 768 and 197 tokens. On what share of a block's
