@@ -34,7 +34,9 @@ PER_CLASS = {  # images for calibration and evaluation (None: all)
 
 
 def ours() -> dict[str, Method]:
-    """Every form by responses, with and without the refit, and what weights alone give."""
+    """Every form by responses, with and without the refit, what weights alone give, and a budget
+    of time, for which a budget of MACs is only the measure.
+    """
 
     def by(form: str, with_data: bool = True, **options: Any) -> Method:
         return lambda dense, example, budget, data: compress(
@@ -115,9 +117,9 @@ def frontier(
 
 
 def accuracies(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, dict[float, float]]:
-    """Percent by name and budget: `names` says which methods of the record, and their names."""
+    """Percent by name and budget, from the least: `names` says which methods, and their names."""
     found: dict[str, dict[float, float]] = {name: {} for name in names.values()}
-    for point in record["points"]:
+    for point in sorted(record["points"], key=lambda point: point["budget"]):
         if point["method"] in names and "accuracy" in point:
             found[names[point["method"]]][point["budget"]] = point["accuracy"]
     return found

@@ -226,8 +226,8 @@ plots.bars(
 # %% [markdown]
 # **Explain.** This picture is what the course is about. The parameters fall even further than the
 # MACs, and most of the accuracy is still there. (Section 1 counted more MACs because its picture
-# was larger, 320 × 320 pixels.) (Only a few images are judged here, so do not read anything into a
-# difference of one or two points.)
+# was larger, 320 × 320 pixels.) Only a few images are judged here, so do not read anything into a
+# difference of one or two points.
 #
 # The milliseconds follow the MACs only roughly, and differ from machine to machine. On a small
 # network, as for the digits, they may even rise: each layer has become two, and every layer takes

@@ -134,10 +134,10 @@ print(f"angle between them, after:  {angle(A @ u, A @ v):.1f}")
 # **Explain.** They stand at right angles. And, which is less obvious, they *still* do after the
 # shear, although it has bent almost every other right angle: look at the two arrows above.
 #
-# This is no accident of the shear. Change the four numbers of $A$ and run the cells again. (Two
-# exceptions: if all directions get the same length, any pair will do, and the cell picks one. If
-# the least length is 0, its angle afterwards means nothing. Then set the numbers back: the next
-# section goes on with the shear.)
+# This is no accident of the shear. Change the four numbers of $A$ and run the cells again. There
+# are two exceptions: if all directions get the same length, any pair will do, and the cell picks
+# one; and if the least length is 0, the angle afterwards means nothing. (Then set the numbers back:
+# the next section goes on with the shear.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert torch.equal(A @ torch.tensor([0.0, 1.0]), A[:, 1])

@@ -643,8 +643,8 @@ print(f"numerical rank (default tolerance) is full in {of_full_rank} of 20 layer
 # %% [markdown]
 # **Explain.** Less, but not little: apart from the stem, each layer still needs about half of its
 # rank or more. **The kernels of this trained network are hardly low-rank.** Does another layout
-# help? Ranks of different layouts cannot be compared, but costs can: the two factors have $r\,(m +
-# n)$ numbers.
+# help? Ranks of different layouts cannot be compared, but costs can: the two factors have
+# $r\,(m + n)$ numbers.
 
 # %%
 example = "layer1.1.conv1"

@@ -469,10 +469,10 @@ for name, W0, W1, W2 in zip(LAYERS, *map(matrices, (start, trained, again)), str
 # **Explain.** Many answers change, though the energy hardly does. (Part of that comes from the
 # batch norms: see below.) The large directions are what is left of the random start. Training adds
 # small changes to it, in all directions. The cut removes most of *them*: of a change spread evenly
-# over all numbers of a $64 \times 576$ matrix, a cut to rank 8 removes $(64-8)(576-8)/(64 \cdot
-# 576)$, which is 86 %. **Energy measures size, not use.** In a matrix that is still mostly its own
-# start, the useful part is small. [Chapter 07](07_responses_not_weights.ipynb) builds on this
-# thought.
+# over all numbers of a $64 \times 576$ matrix, a cut to rank 8 removes
+# $(64-8)(576-8)/(64 \cdot 576)$, which is 86 %. **Energy measures size, not use.** In a matrix that
+# is still mostly its own start, the useful part is small. [Chapter
+# 07](07_responses_not_weights.ipynb) builds on this thought.
 #
 # What does that cost? Photographs need far more than 40 steps, so there is little accuracy to lose
 # yet. The handwritten digits are learned in 40 steps: repeat the experiment with them. To be fair to

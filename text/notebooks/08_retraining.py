@@ -253,7 +253,8 @@ assert start - top1["truncated"] > abs(untrained["dense, recalibrated"] - top1["
 if name == "digits" or not quick:
     assert untrained["cut by responses"] > start                       # "is better"
 assert sorted(ratios)[len(ratios) // 2] < 1                            # "Most lie below 1"
-assert sorted(ratios)[int(0.85 * len(ratios))] < 1.05                  # "nearly all"
+assert max(ratios) > 1                                                 # "A few lie above 1"
+assert sorted(ratios)[int(0.85 * len(ratios))] < 1.05                  # "a few"
 assert three["train"] < three["eval"] - 10                             # "worth little"
 stored = zip(careless.buffers(), recalibrated.buffers(), strict=True)
 assert not all(torch.equal(a, b) for a, b in stored)                   # "have changed"
@@ -385,7 +386,6 @@ assert ends[1.0] < start - 15 or ends[1.0] < 30               # "destroys"
 assert best in (0.001, 0.01)
 if name == "digits":
     assert ends[best] > start
-    assert curves[0.01]["recalibrated"][-1] > curves[0.01]["as trained"][-1]      # "can lag"
 
 # %% [markdown]
 # The course's `train` is this loop with a few additions: half precision where a measurement shows

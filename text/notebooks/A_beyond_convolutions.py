@@ -161,8 +161,8 @@ assert sum(m.weight.numel() for m in inside) > 0.85 * count_parameters(vit)   # 
 #
 # How many directions does a layer need? Look at its weights, and at its **responses**: what it
 # gives out for real images. Put all responses into one large matrix $Y$, one response a row, and
-# take their mean away. Their **covariance** is $Y^\top Y$, divided by the number of rows. With $Y =
-# U S V^\top$ this is $V S^2 V^\top$, up to that factor. So the directions $V$ are the
+# take their mean away. Their **covariance** is $Y^\top Y$, divided by the number of rows. With
+# $Y = U S V^\top$ this is $V S^2 V^\top$, up to that factor. So the directions $V$ are the
 # **eigenvectors** of the covariance, and the squared singular values are its **eigenvalues**.
 #
 # **Predict.** What share of the full rank holds 90 % of the energy: of the weights? Of the responses?
@@ -553,10 +553,10 @@ assert count_macs(adapted, images) == count_macs(network, images)
 # %% [markdown]
 # ## 6. Where it does not help
 #
-# **Where the multiplications are not in the weights.** Attention multiplies tokens with tokens: $2
-# n^2 d$ MACs for $n$ tokens of width $d$. Its linear layers and the MLP take $12 n d^2$.
-# Splitting the layers one by one does not make the first part cheaper. (Cutting $W_q^\top W_k$ to
-# a smaller rank would: then $q$ and $k$ are shorter.)
+# **Where the multiplications are not in the weights.** Attention multiplies tokens with tokens:
+# $2 n^2 d$ MACs for $n$ tokens of width $d$. Its linear layers and the MLP take $12 n d^2$.
+# Splitting the layers one by one does not make the first part cheaper. (Cutting $W_q^\top W_k$ to a
+# smaller rank would: then $q$ and $k$ are shorter.)
 #
 # **Predict.** A common vision transformer has width 768 and 197 tokens. On what share of a block's
 # MACs can low rank work? And with 16,384 tokens, a long text?
