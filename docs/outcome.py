@@ -1,0 +1,55 @@
+"""Draw docs/outcome.png from recorded runs: python docs/outcome.py."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from lowrank_course import plots
+
+ROOT = Path(__file__).parents[1]
+RECORDS = [ROOT / "results" / f"{name}.json" for name in ("seed", "compressed", "extreme")]
+PICTURE = ROOT / "docs" / "outcome.png"
+
+# FasterAI Labs, "resnet18, Imagenette pilot", at huggingface.co: million parameters and top-1
+# in percent, at 160 px, of a fine-tuned network and of its pruned copy.
+PILOT = {"FasterAI,\nfine-tuned": (11.2, 93.3), "FasterAI,\npruned": (5.3, 91.4)}
+
+
+def draw() -> None:
+    """Accuracy against parameters; lines begin at a dense network. The header holds a hash."""
+    found = [path for path in RECORDS if path.exists()]
+    seed, *runs = (json.loads(path.read_text(encoding="utf-8")) for path in found)
+    dense = runs[0]["jobs"]["dense"]
+    ours = {"lowrank-course,\ndense": (dense["parameters"] / 1e6, dense["accuracy"]["val"])}
+    for run in runs:
+        first, mean = run["jobs"]["tuned, seed 0"], run["summary"]["tuned"]["val"]["mean"]
+        ours[f"{mean:.1f} %, {first['parameters'] / 1e6:.2f} M"] = first["parameters"] / 1e6, mean
+    recipe = seed["costs"]["after"]["parameters"] / 1e6, seed["accuracy"]["retrained"]
+    reported = {"the popular recipe, as reported": (recipe[0], seed["reported"])}
+    again = {"the popular recipe, run again": recipe}
+    plots.style()
+    figure, axes = plt.subplots(figsize=(9, 4.4))
+    lines = [
+        (ours, plots.PALETTE["blue"], "o", (0, 12)),
+        (PILOT, plots.PALETTE["green"], "s", (0, 12)),
+        (reported, plots.PALETTE["vermillion"], "D", (0, 12)),
+        (again, plots.PALETTE["vermillion"], "d", (0, -22)),
+    ]
+    for points, colour, marker, shift in lines:
+        across, up = zip(*points.values(), strict=True)
+        axes.plot(across, up, "-", marker=marker, color=colour, markersize=9)
+        for name, point in points.items():
+            place = {"xytext": shift, "textcoords": "offset points", "ha": "center"}
+            axes.annotate(name, point, **place, color=colour, fontsize=12)
+    axes.set(xscale="log", xlim=(0.3, 25), ylim=(55, 100))
+    axes.set(xlabel="parameters (million)", ylabel="top-1 on Imagenette (%)")
+    axes.set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
+    axes.minorticks_off()
+    content = b"".join(path.read_bytes() for path in found)
+    figure.savefig(PICTURE, metadata={"Source": hashlib.sha256(content).hexdigest()})
+
+
+if __name__ == "__main__":
+    draw()
