@@ -18,7 +18,6 @@ from lowrank_course.data import write_text
 from lowrank_course.measure import count_parameters
 from lowrank_course.models import resnet18, save_weights
 from lowrank_course.recipes import RECIPES, cycles, machine
-from lowrank_course.responses import recalibrate
 
 
 def cut(run: Run, name: str) -> nn.Module:
@@ -102,16 +101,13 @@ def ship(run: Run, small: nn.Module, found: dict[str, Any]) -> str:
 
 def trials(run: Run) -> Jobs:
     """Short fine-tunings at several learning rates, on held-out images."""
-    b = run.bench
 
     def one(name: str, rate: float) -> dict[str, Any]:
         small, key = cut(run, name), f"{run.label}-{name}-{rate}"
-        options = {"teacher": b.dense, "cutmix": run.settings["cutmix"]}
+        options = {"teacher": run.bench.dense, "cutmix": run.settings["cutmix"]}
         options["learning_rate"] = rate
-        log = trained(b, key, small, run.settings["trials"]["sizes"], 0, **options)
-        found = judged(b, small, ("holdout",))
-        recalibrate(small, b.calibration)  # CutMix and crops leave statistics of other images
-        return {**log, **found, "recalibrated": judged(b, small, ("holdout",))["accuracy"]}
+        log = trained(run.bench, key, small, run.settings["trials"]["sizes"], 0, **options)
+        return {**log, **judged(run.bench, small, ("holdout",))}
 
     rates = run.settings["trials"]["rates"]
     return {f"{n}, rate {r}": partial(one, n, r) for n in ("compressed", "extreme") for r in rates}

@@ -35,10 +35,34 @@ def test_the_record_is_of_the_shipped_network():
     assert record("full")["data"]["evaluated"] == shipped["data"]["val"]
 
 
-def test_the_picture_of_the_final_table_is_of_this_record():
-    content = (ROOT / "results" / "demo-full.json").read_bytes()
-    drawn_from = Image.open(ROOT / "docs" / "final_table.png").text["Source"]
-    assert drawn_from == hashlib.sha256(content).hexdigest(), "run python docs/final_table.py"
+@pytest.mark.parametrize(
+    ("picture", "names"),
+    [("final_table", ["demo-full"]), ("outcome", ["seed", "compressed", "extreme"])],
+)
+def test_a_picture_is_of_these_records(picture, names):
+    paths = [ROOT / "results" / f"{name}.json" for name in names]
+    content = b"".join(path.read_bytes() for path in paths if path.exists())
+    drawn_from = Image.open(ROOT / "docs" / f"{picture}.png").text["Source"]
+    assert drawn_from == hashlib.sha256(content).hexdigest(), f"run python docs/{picture}.py"
+
+
+def test_the_popular_recipe_made_nothing_smaller():
+    run = json.loads((ROOT / "results" / "seed.json").read_text(encoding="utf-8"))
+    before, after = run["costs"]["before"], run["costs"]["after"]
+    assert (after["parameters"], after["macs"]) == (before["parameters"], before["macs"])
+    assert run["recipe"]["size"] == 320 and len(run["losses"]) == run["recipe"]["epochs"] == 5
+    assert run["reported"] == 64.79 and run["data"]["val"] == 3925
+
+
+def test_the_compressed_network_keeps_its_promise():
+    run = json.loads((ROOT / "results" / "compressed.json").read_text(encoding="utf-8"))
+    dense, ours = run["jobs"]["dense"], run["summary"]["tuned"]
+    for seed in ours["seeds"]:
+        tuned = run["jobs"][f"tuned, seed {seed}"]
+        assert tuned["parameters"] <= 1.15e6 and tuned["macs"] <= 0.25 * dense["macs"]
+    assert ours["val"]["mean"] > dense["accuracy"]["val"] - 0.5
+    shipped = json.loads((models.WEIGHTS / "imagenette-compressed.json").read_text("utf-8"))
+    assert shipped["sha256"] == run["jobs"]["tuned, seed 0"]["sha256"]
 
 
 def test_compressing_is_quick_and_needs_little_memory():

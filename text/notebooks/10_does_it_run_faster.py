@@ -513,21 +513,21 @@ assert all(value > 0 for found in per_image.values() for value in found.values()
 # ## 7. Compile it
 #
 # `torch.compile` writes a program for the whole network and can join neighbouring steps, so that
-# less data goes to memory and back. On a processor (not a GPU) it needs a C++ compiler, and most of
-# a minute. So take only one stage of the network, `layer2`, of both.
+# less data goes to memory and back. On a processor (not a GPU) it needs a C++ compiler, and it takes
+# its time. So take only one block, `layer2[1]`, of both.
 
 # %%
-stage_in = torch.randn(8, *layer_shapes(dense, batch)["layer2.0.conv1"][0][0][1:])
-stages = {name: both[name, "folded"].layer2 for name in networks}
+block_in = torch.randn(8, *layer_shapes(dense, batch)["layer2.1.conv1"][0][0][1:])
+parts = {name: both[name, "folded"].layer2[1] for name in networks}
 if shutil.which("g++") is None or quick:
     print("Skipped: no C++ compiler here, or this is a quick test.")
 else:
     try:
         for name in networks:
-            stages[f"{name}, compiled"] = torch.compile(stages[name])
-            stages[f"{name}, compiled"](stage_in)    # compiles now
-        for name, value in compare_latency(stages, stage_in, 8, runs=5).items():
-            print(f"{name:15} {value:7.2f} ms for layer2")
+            parts[f"{name}, compiled"] = torch.compile(parts[name])
+            parts[f"{name}, compiled"](block_in)     # compiles now
+        for name, value in compare_latency(parts, block_in, 8, runs=5).items():
+            print(f"{name:15} {value:7.2f} ms for layer2[1]")
     except Exception as error:                       # the compiler of another machine may fail
         print(f"Skipped: torch.compile failed here ({type(error).__name__}).")
 
