@@ -35,7 +35,7 @@ PER_CLASS = {  # images for calibration and evaluation (None: all)
 
 def ours() -> dict[str, Method]:
     """Every form by responses, with and without the refit, what weights alone give, and a budget
-    of time, for which a budget of MACs is only the measure.
+    of time that follows from that of the MACs.
     """
 
     def by(form: str, with_data: bool = True, **options: Any) -> Method:

@@ -62,8 +62,7 @@ def load_resnet18(name: str = "imagenette") -> ResNet:
         raise ValueError(f"name={name!r} is unknown; use one of {', '.join(NETWORKS)}")
     path = WEIGHTS / f"{name}.safetensors"
     if not path.exists():
-        shipped = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))) or "none"
-        raise ValueError(f"name={name!r} does not ship yet; these do: {shipped}")
+        raise ValueError(f"name={name!r}: {path} is missing; install the course again")
     expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
     if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
         raise ValueError(f"{path} is damaged; install the course again")

@@ -152,7 +152,7 @@ def test_unknown_name():
 
 
 def test_known_name_that_is_not_there(weights):
-    with pytest.raises(ValueError, match="name='imagenette' does not ship yet; these do: digits"):
+    with pytest.raises(ValueError, match="name='imagenette': .* is missing; install the "):
         load_resnet18("imagenette")
 
 

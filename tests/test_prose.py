@@ -22,7 +22,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 WORDS = (ROOT / "tests" / "words.txt").read_text(encoding="utf-8").split()
 
 # Links that leave the repository: well formed here, and looked at by hand before they are listed.
-EXTERNAL = {"https://github.com/fastai/imagenette"}
+EXTERNAL = {
+    "https://github.com/fastai/imagenette",
+    "https://huggingface.co/FasterAI-Labs/pilot-resnet18-imagenette",
+}
 
 # American where the course writes -our, -tre, -ise, -yse, -lled.
 AMERICAN = re.compile(

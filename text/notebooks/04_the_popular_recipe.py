@@ -277,10 +277,10 @@ assert sorted(c.weight.numel() for c in convolutions).index(m * n) < 5    # "sma
 # %% [markdown]
 # ## 4. A short live run
 #
-# The full recipe takes hours on a laptop. Here is a short version: square images of 32 pixels, one
-# pass over 1,280 of them, so 40 steps. All else is the recipe's. If you have no Imagenette, the
-# handwritten digits stand in, with a quarter of the channels. The cut is then to rank 2 of 16: also
-# an eighth.
+# The full recipe takes more than an hour on two cores (section 9). Here is a short version: square
+# images of 32 pixels, one pass over 1,280 of them, so 40 steps. All else is the recipe's. If you
+# have no Imagenette, the handwritten digits stand in, with a quarter of the channels. The cut is
+# then to rank 2 of 16: also an eighth.
 
 # %%
 kind = data.find_data("digits" if quick else "auto")
@@ -662,7 +662,7 @@ print(f"paired t-test over the seeds: p-value {ttest_rel(ends[True], ends[False]
 # %% [markdown]
 # **Explain.** Without the cut the network learns about as much in these 40 steps. **The retraining is
 # simply training.** Is it the same for the recipe's five epochs? That is likely, but not shown here: it
-# takes the same control at full size, which is hours of work for a laptop.
+# takes the same control at full size, so another hour and more for each seed.
 #
 # The p-value says how often chance alone would make so large a difference. Above 0.05, these three
 # pairs do not show one. That does not prove that there is none: three pairs are few. (This tests
