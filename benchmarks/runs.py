@@ -6,7 +6,7 @@
     python benchmarks/runs.py latency            at most half the time
     python benchmarks/runs.py controls           other networks, trained as the compressed one was
     python benchmarks/runs.py ablations          one thing changed at a time, shorter trainings
-    python benchmarks/runs.py same_time          all in the time that results/seed.json took
+    python benchmarks/runs.py same_time          all in the time that the popular recipe takes
 
 Several names run one after the other. A call goes on where the last one stopped. Choices are made
 on held-out training images; each final network sees the validation images once. `compressed` also
@@ -16,7 +16,6 @@ writes the network that ships, with its record, into the folder --out.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from jobs import Bench, Jobs, Run, bench, finish, started
 from same_time import same_time
 
 from lowrank_course.cli import check_writable
-from lowrank_course.recipes import RECIPES, machine
+from lowrank_course.recipes import RECIPES
 
 DENSE = 11_181_642  # parameters of ResNet-18 with ten classes
 
@@ -47,7 +46,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "latency": {"latency": 0.48},  # some margin: twice as fast is 0.5
         "latency batch": 1,  # images; who is twice as fast for one is faster still for 32
         "latency rate": 0.03,
-        "trials": {"sizes": [96, 96, 128], "rates": [0.0075, 0.015, 0.03]},
+        "recipe": {"size": 320, "epochs": 5},  # the popular one, of `same_time`
+        "trials": {"sizes": [96, 96, 128], "rates": [0.00375, 0.0075, 0.015, 0.03]},
         "ablations": {
             "budget": 0.25,  # of the MACs
             "rate": 0.03,
@@ -70,6 +70,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "latency": {"latency": 0.95},
         "latency batch": 32,
         "latency rate": 0.03,
+        "recipe": {"size": 32, "epochs": 5},
         "trials": {"sizes": [32], "rates": [0.015, 0.06]},
         "ablations": {
             "budget": 0.4,
@@ -92,29 +93,17 @@ RUNS: dict[str, tuple[Callable[[Run], Jobs], tuple[str, ...]]] = {
     "latency": (compressing, ("latency", "latency batch", "latency rate", "sizes", "cutmix")),
     "controls": (controls, ("compressed", "compressed rate", "sizes", "cutmix")),
     "ablations": (ablations, ("ablations", "cutmix")),
-    "same_time": (same_time, ("compressed", "compressed rate", "sizes", "cutmix")),
+    "same_time": (same_time, ("recipe", "compressed", "compressed rate", "sizes", "cutmix")),
 }
 
 
-def configuration(name: str, shared: Bench, path: Path) -> dict[str, Any]:
+def configuration(name: str, shared: Bench) -> dict[str, Any]:
     """What the record of a run must agree with. More seeds, or more ablations, may come later."""
     settings = SETTINGS[shared.name]
     found = {"run": name, "data": shared.about()} | {key: settings[key] for key in RUNS[name][1]}
     if name in ("controls", "same_time"):
         found["dense"] = RECIPES[shared.name]
-    if name == "same_time":
-        found["seconds"] = seconds_of_the_seed(path.with_name("seed.json"))
     return found
-
-
-def seconds_of_the_seed(path: Path) -> float:
-    """How long the popular recipe trained, if that was on this machine."""
-    if not path.exists():
-        raise ValueError(f"{path} is not there: python benchmarks/seed.py --json {path}")
-    record, here = json.loads(path.read_text(encoding="utf-8")), machine()
-    if any(record["machine"][key] != here[key] for key in ("cpu", "threads")):
-        raise ValueError(f"{path} was recorded on another machine; record it here first")
-    return record["seconds"]["training"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         file = f"{name}.json" if args.data == "imagenette" else f"{name}-{args.data}.json"
         path = args.results / file
         check_writable(path)  # this and what follows is told before hours of work
-        found = configuration(name, shared, path)
+        found = configuration(name, shared)
         started(path, found)
         runs.append(Run(name, shared, SETTINGS[args.data], found, path, args.out))
     failed = []

@@ -40,6 +40,7 @@ SETTINGS = {
     "latency": {"latency": 0.9},
     "latency batch": 32,
     "latency rate": 0.01,
+    "recipe": {"size": 16, "epochs": 5},
     "trials": {"sizes": [16], "rates": [0.01, 0.02]},
     "ablations": {
         **runs.SETTINGS["digits"]["ablations"],
@@ -99,7 +100,7 @@ def one_run(call, tiny, tmp_path):
     def make(name):
         path = tmp_path / "results" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
-        found = runs.configuration(name, tiny, path)
+        found = runs.configuration(name, tiny)
         return jobs.Run(name, tiny, runs.SETTINGS["digits"], found, path, tmp_path / "out")
 
     return make
@@ -301,21 +302,29 @@ def test_controls_get_the_same_training(one_run):
 
 
 @pytest.mark.slow
-def test_the_same_time(call, record, tmp_path):
-    place = tmp_path / "results" / "seed.json"
-    with pytest.raises(ValueError, match=r"seed\.json is not there: python benchmarks/seed\.py"):
-        call("same_time")
-    seed = {"seconds": {"training": 1000.0}, "machine": {**runs.machine(), "threads": 99}}
-    place.write_text(json.dumps(seed))
-    with pytest.raises(ValueError, match="on another machine"):
-        call("same_time")
-    place.write_text(json.dumps({**seed, "machine": runs.machine()}))
+def test_the_same_time(call, record, monkeypatch):
+    monkeypatch.setattr(same_time, "seconds_of_the_recipe", lambda *_, **__: {"float32": 1e3})
     assert call("same_time") == 0
     pace, dense, whole = record("same_time")["jobs"].values()
     assert pace["share"] == 1 and pace["dense"] == pace["tune"] == [16, 24]
     assert dense["log"][-1]["epoch"] == 2 and dense["macs"] > whole["macs"]
     seconds = whole["seconds"]
     assert seconds["all"] == pytest.approx(seconds["dense"] + seconds["compress"] + seconds["tune"])
+
+
+@pytest.mark.slow
+def test_the_recipe_is_timed_on_a_few_batches(tiny, monkeypatch):
+    given = []
+
+    def retrain(images, size, epochs, path):
+        given.append((len(images), size, epochs, torch.is_autocast_enabled("cpu")))
+        return None, {"seconds": 2.0}
+
+    monkeypatch.setattr(same_time.seed, "retrain", retrain)
+    monkeypatch.setattr(same_time, "FEW", 40)
+    found = same_time.seconds_of_the_recipe(tiny, size=16, epochs=5)
+    assert given == [(40, 16, 1, False), (40, 16, 1, True)]
+    assert found == pytest.approx(dict.fromkeys(("float32", "bfloat16"), 2.0 * 5 * 150 / 40))
 
 
 def test_a_schedule_is_shortened_in_all_its_parts():
