@@ -110,7 +110,7 @@ def trials(run: Run) -> Jobs:
         return {**log, **judged(run.bench, small, ("holdout",))}
 
     rates = run.settings["trials"]["rates"]
-    return {f"{n}, rate {r}": partial(one, n, r) for n in ("compressed", "extreme") for r in rates}
+    return {f"{n}, rate {r}": partial(one, n, r) for n in ("extreme", "compressed") for r in rates}
 
 
 def controls(run: Run) -> Jobs:

@@ -29,6 +29,7 @@ from .ranks import Choice, candidate_ranks, global_budget
 KNOTS = 4  # ranks of a form that are measured
 BLOCK = 16  # channels that many processors work on at a time
 RUNS = 3  # rounds for a layer, of which the median counts
+TURNS = 5  # rounds for a network
 TRIES = 4  # plans that are measured to meet a budget
 STEP = 1.1  # by which the saving grows, at most, from plan to plan
 NOISE = 0.01  # of the dense network's time: so far may a measured plan lie above its budget
@@ -123,7 +124,7 @@ def _share(model: nn.Module, example: Tensor, picked: Mapping[str, Choice]) -> f
         for name, (form, rank) in cut.items():
             layer = small.get_submodule(name)
             small = replace_module(small, layer, _version(layer, form, rank))  # type: ignore[arg-type]
-        ms = compare_latency({"dense": model, "cut": small}, example, len(example))
+        ms = compare_latency({"dense": model, "cut": small}, example, len(example), runs=TURNS)
         table[key] = {name: [(0, time)] for name, time in ms.items()}
         _write(table)
     return table[key]["cut"][0][1] / table[key]["dense"][0][1]

@@ -269,21 +269,24 @@ def test_trials_look_at_held_out_images_only(call, record):
     assert call("trials") == 0
     found = record("trials")["jobs"]
     assert list(found) == [
-        f"{name}, rate {rate}" for name in ("compressed", "extreme") for rate in (0.01, 0.02)
+        f"{name}, rate {rate}" for name in ("extreme", "compressed") for rate in (0.01, 0.02)
     ]
     assert all(job["accuracy"].keys() == {"holdout"} for job in found.values())
 
 
-def test_rates_are_those_of_the_recorded_trials():
+def test_rates_do_as_well_as_any_in_the_recorded_trials():
     path = ROOT / "results" / "trials.json"
-    if not path.exists():
-        pytest.skip("results/trials.json is not recorded yet: python benchmarks/runs.py trials")
-    settings, found = runs.SETTINGS["imagenette"], json.loads(path.read_text())["jobs"]
+    record = json.loads(path.read_text()) if path.exists() else {"jobs": {}}
+    settings, found = runs.SETTINGS["imagenette"], record["jobs"]
+    rates = settings["trials"]["rates"]
+    if len(found) < 2 * len(rates):
+        pytest.skip(f"{path} lacks runs: python benchmarks/runs.py trials")
+    n = record["configuration"]["data"]["holdout"]
     for name in ("compressed", "extreme"):
-        by_rate = {r: found[f"{name}, rate {r}"] for r in settings["trials"]["rates"]}
-        best = max(job["accuracy"]["holdout"] for job in by_rate.values())
-        chosen = by_rate[settings[f"{name} rate"]]["accuracy"]["holdout"]
-        assert chosen == best, f"{name}: another rate was better in the trials"
+        by_rate = {r: found[f"{name}, rate {r}"]["accuracy"]["holdout"] for r in rates}
+        best = max(by_rate.values())
+        error = (best * (100 - best) / n) ** 0.5  # so few images tell no smaller differences
+        assert by_rate[settings[f"{name} rate"]] > best - error, (name, by_rate)
 
 
 @pytest.mark.slow

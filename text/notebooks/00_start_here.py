@@ -12,7 +12,8 @@
 # **The question:** What will I be able to do?
 #
 # In a few minutes you compress a trained network to about a third of its work, with one line of
-# code, and look at the first images that it gets wrong. The rest of the course explains that line.
+# code, and see on which images smaller networks fail first. The rest of the course explains that
+# line.
 #
 # **After this chapter you can**
 #
@@ -104,7 +105,7 @@ assert REPORTED == 64.79
 
 # %%
 name = data.find_data()
-held_out = data.load_images("holdout", name)         # photographs kept aside, never trained on
+held_out = data.load_images("holdout", name)         # images kept aside, never trained on
 print("images: ", name)
 print("folder: ", "imagenette2-160" if name == "imagenette" else "none, part of scikit-learn")
 print("classes:", ", ".join(held_out.classes))
@@ -226,8 +227,8 @@ plots.bars(
 # %% [markdown]
 # **Explain.** This picture is what the course is about. The parameters fall even further than the
 # MACs, and most of the accuracy is still there. (Section 1 counted more MACs because its picture
-# was larger, 320 × 320 pixels.) Only a few images are judged here, so do not read anything into a
-# difference of one or two points.
+# was larger, 320 × 320 pixels. The digits' network is smaller as well.) Only a few images are
+# judged here, so do not read anything into a difference of one or two points.
 #
 # The milliseconds follow the MACs only roughly, and differ from machine to machine. On a small
 # network, as for the digits, they may even rise: each layer has become two, and every layer takes
@@ -249,9 +250,9 @@ for line in str(small.plan).splitlines()[:6]:
 
 # %% [markdown]
 # `before` and `after` are the MACs of the layer, `form` is the way in which it was split, and
-# `error` is the harm that this does, as `compress` estimates it (`1e-05` is 0.00001). The **rank**
-# says how thin the new layers are. `compress` finds it for each layer, and it also decides whether
-# to replace the layer at all.
+# `error` is the harm that this does, as `compress` estimates it: use it only to compare layers,
+# smaller is better (`1e-05` is 0.00001). The **rank** says how thin the new layers are. `compress`
+# finds it for each layer, and it also decides whether to replace the layer at all.
 #
 # Chapters 01 and 02 explain the rank, [chapter 05](05_factorizing.ipynb) how one convolution
 # becomes two, and [chapter 06](06_choosing_ranks.ipynb) how ranks are chosen.
@@ -286,7 +287,8 @@ plots.curves(
 
 # %% [markdown]
 # **Explain.** No. The first two thirds of the multiplications go at little cost; towards the end,
-# each further step costs more. Chapter 08 shows how to tell a real difference from chance.
+# each further step costs more. (With the digits, only the last step costs anything.) Chapter 08
+# shows how to tell a real difference from chance.
 #
 # Move the slider to see the answers to four images. The dense network is right on all four; they
 # are those on which the smaller networks fail most often. (The slider needs a running kernel. The
@@ -380,14 +382,16 @@ if path.exists():
 # **It is for you** if you can read a PyTorch training loop, and want to understand a compression
 # method before you call it. You need not know the SVD, and you need no GPU.
 #
-# - *On your own:* take the chapters in order, or enter anywhere. Each one stands on its own.
+# - *On your own:* take the chapters in order, or enter anywhere: each one says at its top what it
+#   needs.
 # - *In a workshop:* no cell that runs live takes longer than a minute on a two-core laptop.
-# - *In a graded course:* each chapter from 01 to 10 gets a unit of exercises with instant checks,
-#   which an instructor can grade with nbgrader.
+# - *In a graded course:* each chapter from 01 to 10 will get a unit of exercises with instant
+#   checks, which an instructor can grade with nbgrader.
 #
 # **A chapter has a rhythm.** *Predict* what comes out: say it aloud or write it down, before you
 # run the cell. *Run* it. *Explain* the difference. You learn most from a wrong prediction. Then
-# change a number, and run it again: nothing can break.
+# change a number, and run it again. (If a hidden test cell then stops, it only says that the text
+# was written for the old number.)
 #
 # Every chapter ends with a recap and a few questions whose answers you unfold. The first unit of
 # exercises is ready, [the SVD](../exercises/02_svd/02_svd.ipynb); more follow. Work in a copy of an
@@ -472,8 +476,8 @@ assert 0.8e9 < decoded < 1.2e9                                # "about 1 GB"
 #
 # ## Now you
 #
-# Change `budget` in section 4, or try `cost="params"`: then the budget counts parameters. What
-# becomes of the MACs?
+# Add a cell: `other = compress(dense, example, budget=0.35, cost="params", data=calibration)`. Now
+# the budget counts parameters. What has become of the MACs, `count_macs(other, example)`?
 #
 # **The way on.** Go to [02, the SVD](02_svd.ipynb), the tool on which everything here rests. If
 # orthogonality and rank are new to you, begin with [01](01_rank_and_orthogonality.ipynb). In a

@@ -12,13 +12,13 @@
 # **The question:** What is the best small copy of a matrix?
 #
 # A photograph of 307,200 numbers is kept in 22,240, and you still recognise the person. This
-# chapter shows how, and why no other copy of that kind comes closer.
+# chapter shows how, and puts it to the test that no other copy of that kind comes closer.
 #
 # **After this chapter you can**
 #
 # - split any matrix into three simple factors, and say the shape of each;
 # - cut the factors to a given rank, and predict the error before you cut;
-# - check that no other matrix of that rank is closer;
+# - test the claim that no other matrix of that rank is closer;
 # - decide whether a rank saves anything;
 # - avoid the usual traps: energy read as accuracy, `V` taken for `Vh`, signs and ties.
 #
@@ -61,7 +61,7 @@ plots.style()
 # elsewhere.
 #
 # **Predict.** $A$ has 6 rows and 4 columns. What shapes do `U`, `S` and `Vh` (which is $V^\top$)
-# have?
+# have? (For one of them there are two possible answers.)
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
@@ -142,8 +142,8 @@ plots.pictures(
 
 # %% [markdown]
 # **Explain.** At rank 1 every row is a multiple of one row, so you see only stripes, across and
-# down. Each further piece adds another pattern of stripes. A hundred of them, out of 512, nearly
-# give back the portrait.
+# down. Each further piece adds another pattern of stripes. The face comes between rank 5, where you
+# can guess a person, and rank 20. A hundred pieces, out of 512, nearly give back the portrait.
 #
 # Now put numbers on it. The **relative error** is the size of what is missing, divided by the size
 # of the original.
@@ -271,8 +271,8 @@ assert abs(relative_error(copy, photo) - (1 - energy(S_photo)[19]).sqrt()) < 1e-
 # %% [markdown]
 # ### Where does the low rank come from?
 #
-# **Predict.** Shuffle all pixels. The numbers stay the same, only their places change. Will the
-# energy curve stay the same too?
+# **Predict.** Shuffle all pixels. The numbers stay the same, only their places change. Will each
+# rank still hold the same energy?
 
 # %% tags=["nbval-check-output"]
 order = torch.randperm(m * n, generator=torch.Generator().manual_seed(0))
@@ -364,9 +364,9 @@ plots.curves(
 )
 
 # %% [markdown]
-# **Explain.** It comes down to the SVD's error and stops there. Two tries are no proof; the
-# **Eckart-Young theorem** has one: no matrix of rank $r$ is closer to $A$ than its truncated SVD.
-# The answer to this chapter's question is two lines of code.
+# **Explain.** It comes down to the SVD's error and stops there. Two tries are no proof, but the
+# **Eckart-Young theorem** has been proved: no matrix of rank $r$ is closer to $A$ than its
+# truncated SVD. The answer to this chapter's question is two lines of code.
 #
 # "Closer" means a smaller sum of squared differences, in which every number counts the same. If
 # some numbers matter more than others, another copy may serve you better. [Chapter
@@ -385,7 +385,7 @@ assert errors[-1] - best < 0.002                      # "comes down to"
 # A copy of rank $r$ saves nothing as long as it is stored as an $(m, n)$ matrix: it has as many
 # numbers as before. **Store two factors instead**, `left` of shape $(m, r)$ and `right` of shape
 # $(r, n)$. They have $r \, (m + n)$ numbers. Where do the singular values go? Each factor takes
-# their square roots: the product stays, and both factors have the same size.
+# their square roots: the product stays, and both factors have the same Frobenius norm.
 
 # %% tags=["nbval-check-output"]
 left, right = linalg.balanced_factors(photo, 20)      # (m, 20), (20, n)
@@ -448,8 +448,9 @@ assert linalg.break_even_rank(512, 512) == 256
 #
 # The exact SVD computes all pieces, although you keep 20. On a large matrix that is a waste. The
 # **randomized** SVD first looks where the matrix sends a few random vectors, and then works only
-# there. `basis` makes columns orthonormal, so that their sizes do not grow without limit. (In the
-# literature, `spare` is the oversampling and `rounds` the number of power iterations.)
+# there. `basis` makes columns orthonormal, so that their sizes do not grow without limit, and not
+# all of them turn into the strongest direction. (In the literature, `spare` is the oversampling and
+# `rounds` the number of power iterations.)
 
 # %%
 def basis(Y):
@@ -498,8 +499,8 @@ print(f"{exact_seconds / quick_seconds:.0f} times as fast on this machine")
 # **Explain.** The error is the same in the digits that matter, at a small part of the time. The
 # seconds differ from machine to machine. A photograph is an easy case: where the singular values
 # fall slowly, you need more rounds. For daily work, take a tested version:
-# `sklearn.utils.extmath.randomized_svd` or `torch.svd_lowrank`. Does ours agree with
-# scikit-learn's?
+# `sklearn.utils.extmath.randomized_svd` or `torch.svd_lowrank` (which returns $V$, not $V^\top$:
+# see section 8). Does ours agree with scikit-learn's?
 
 # %% tags=["nbval-check-output"]
 from sklearn.utils.extmath import randomized_svd
@@ -525,8 +526,8 @@ assert relative_error((U20 * S20) @ Vh20, photo) < 1.01 * best
 #
 # **Principal component analysis** (PCA) looks for the directions in which data varies most. It is
 # the SVD of the data after the mean has been subtracted. Try it on scikit-learn's 8 × 8 digits:
-# each row of the matrix is one picture. To compare two directions, take the cosine of the angle
-# between them: 1 means the same direction.
+# each row of the matrix is one picture. The directions are the rows of `Vh`. To compare two of
+# them, take the cosine of the angle between them: 1 means the same direction.
 
 # %% tags=["nbval-check-output"]
 from sklearn.datasets import load_digits
@@ -567,7 +568,7 @@ assert torch.allclose(cosines.abs(), torch.ones(3, dtype=torch.float64), atol=1e
 # ### `V` or `Vh`?
 #
 # `torch.linalg.svd` and NumPy return $V^\top$, named `Vh`. The old `torch.svd`, which you still
-# find in many recipes, returned $V$. On a square matrix the mix-up raises no error.
+# find in many recipes, returned $V$. On a square matrix PyTorch does not complain about the mix-up.
 #
 # **Predict.** What happens if you transpose `Vh` once too often?
 
@@ -581,7 +582,7 @@ print(f"(U * S) @ Vh.T: error {relative_error((U_s * S_s) @ Vh_s.T, square):.0%}
 # **Explain.** Nothing warns you, and the error is larger than the matrix itself. Make it a habit:
 # after an SVD, rebuild the matrix once and look at the error.
 #
-# ### $U_r^\top U_r$ is the identity, $U_r U_r^\top$ is not
+# ### Which product is the identity?
 #
 # The columns of the cut $U_r$, of shape $(m, r)$, are still orthonormal. Its rows are not.
 #
@@ -615,12 +616,13 @@ flipped = (U_a * flip * S_a) @ (flip[:, None] * Vh_a)
 print("two signs changed, same matrix:", torch.allclose(flipped, A))
 
 R = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))[0]
-print("identity = R @ I @ R.T for any rotation R:", torch.allclose(R @ R.T, torch.eye(3).double()))
+same = torch.allclose(R @ torch.eye(3).double() @ R.T, torch.eye(3).double())
+print("identity = R @ I @ R.T for a random orthogonal R:", same)
 
 # %% [markdown]
-# **Explain.** The identity of size 3 has three equal singular values, a tie. Any set of orthonormal
-# directions is then a valid answer. So compare products, or directions up to sign. Never compare
-# `U` with `U`.
+# **Explain.** The identity of size 3 has three equal singular values, a tie. Any three orthonormal
+# directions are then a valid answer, if $U$ and $V$ take the same ones. So compare products, or
+# directions up to sign. Never compare `U` with `U`.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.

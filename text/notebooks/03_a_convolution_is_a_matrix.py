@@ -33,6 +33,8 @@ if importlib.util.find_spec("lowrank_course") is None:  # on Colab, in a copy of
     # %pip install --quiet --no-deps .. tensorly
 
 # %%
+from statistics import median
+
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -169,7 +171,7 @@ convs = {n: layer for n, layer in trained.named_modules() if isinstance(layer, n
 
 agree = []
 for conv in convs.values():
-    x = torch.randn(2, conv.in_channels, 15, 15)     # an odd size, so that strides leave a rest
+    x = torch.randn(2, conv.in_channels, 16, 16)     # an even size: stride 2 leaves a rest
     wanted = conv(x).flatten(2)                      # (2, O, places)
     agree.append(torch.allclose(convolve(conv, x), wanted, rtol=1e-3, atol=1e-4))
 print(f"{name}: {sum(agree)} of {len(convs)} convolutions agree")
@@ -182,8 +184,9 @@ print(f"image {x.numel()} numbers, patches {X.numel()}: {X.numel() / x.numel():.
 
 # %% [markdown]
 # **Explain.** All of them. Patches overlap, so the matrix of patches repeats each pixel many times:
-# with stride 1 about $k^2$ times. Many fast libraries do the same product, but build the patches
-# piece by piece, in the small, fast memory of the processor.
+# with stride 1 about $k^2$ times. (Here the stride of 2 keeps every fourth patch only: 49 / 4 is
+# about 12.) Many fast libraries do the same product, but build the patches piece by piece, in the
+# small, fast memory of the processor.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert len(convs) == 20 and all(agree)
@@ -195,7 +198,7 @@ assert all(conv.bias is None and conv.kernel_size[0] == conv.kernel_size[1]
 ones = F.unfold(torch.ones(1, 1, 40, 40), 3, padding=1)
 assert 8.9 < ones.numel() / 1600 <= 9
 dense = nn.Conv2d(2, 3, 3, stride=2, padding=2).double()
-far = torch.randn(1, 2, 9, 11).double()
+far = torch.randn(1, 2, 10, 12).double()
 assert torch.allclose(convolve(dense, far) + dense.bias[:, None], dense(far).flatten(2))
 
 # %% [markdown]
@@ -279,7 +282,8 @@ for layout, lay in layouts.items():
 # channel layout. Its comment says: "half of the original rank".
 #
 # **Predict.** What share of the full rank is 8? And how much of a *random* matrix does it hold?
-# (The recipe cuts before training. **Energy** is the share of the squared numbers, see chapter 02.)
+# (The recipe cuts before training. **Energy** is the share of the squared singular values that the
+# first ones hold, see chapter 02.)
 
 # %%
 S = torch.linalg.svdvals(layouts["channel"](W))      # of the untrained kernel
@@ -379,6 +383,10 @@ print("both agree:", all(known[n][0][1][2:] == size for n, size in sizes.items()
 # Each weight is used once at every place of the output. One use is a multiplication and an
 # addition, a **MAC**. So the MACs of a layer are its weights times its places.
 #
+# The names: `conv1` is the first convolution, the **stem**. `layer1` to `layer4` are four
+# **stages** of four 3 × 3 convolutions each. A `downsample` is a 1 × 1 convolution on a way around
+# two of them: it fits the number of channels and the size.
+#
 # **Predict.** Which part of the network has most of the parameters: the early or the late layers?
 # And most of the MACs?
 
@@ -414,8 +422,9 @@ for axes, (unit, cost) in zip(panels, costs.items(), strict=True):
 plots.show(
     figure,
     "Two rows of 20 bars. Parameters: almost nothing in the stem and layer1, and "
-    f"{share['layer4'][0]:.0%} in layer4. MACs: about equally high bars in all stages; the three "
-    "small ones are 1 × 1 convolutions.",
+    f"{share['layer4'][0]:.0%} in layer4. MACs: bars of about equal height from layer1 to layer4, "
+    f"the stem's {macs['conv1'] / macs['layer1.0.conv1']:.1f} times as high as those of layer1; "
+    "the three small ones are 1 × 1 convolutions.",
 )
 
 # %%
@@ -425,7 +434,9 @@ for stage, (of_parameters, of_macs) in share.items():
 # %% [markdown]
 # **Explain.** Late layers hold the parameters; the MACs are spread evenly. From stage to stage the
 # channels double, on both sides, so a kernel has four times the numbers. The image halves in height
-# and width, so they are used at a quarter of the places. The two cancel.
+# and width, so they are used at a quarter of the places. The two cancel. (With the digits the stem
+# stands out: it has a quarter of the filters, but still three input channels, so it costs four
+# times as much as a layer of layer1.)
 #
 # **To save parameters, work on the last layers. To save MACs, work on all.**
 #
@@ -452,9 +463,9 @@ assert sum(conv.kernel_size == (1, 1) for conv in convs.values()) == 3
 # %% [markdown]
 # ## 5. The filters of the stem, as pictures
 #
-# The first convolution, the **stem**, looks at the colours of the image. Each of its output
-# channels has a filter of 7 × 7 pixels with red, green and blue: a small picture. Beside it, the
-# stem of a network that was never trained.
+# The stem looks at the colours of the image. Each of its output channels has a filter of 7 × 7
+# pixels with red, green and blue: a small picture. Beside it, the stem of a network that was never
+# trained.
 
 # %%
 untrained = models.resnet18(width=trained.conv1.out_channels)
@@ -476,13 +487,15 @@ for axes, (title, network) in zip(
     axes.axis("off")
 plots.show(
     figure,
-    "Two squares of small coloured filters. Trained: edges, stripes and spots of colour. Random: "
-    "coloured noise only.",
+    "Two squares of small coloured filters. Random: coloured noise only. Trained: "
+    + ("edges, stripes and spots of colour." if name == "imagenette" else
+       "coloured noise, in some filters with a bright and a dark side."),
 )
 
 # %% [markdown]
 # The trained filters show edges, stripes, spots of colour: these are the patterns that the network
-# looks for first. In some filters you may still see noise.
+# looks for first. In some filters you may still see noise. (With the digits, which are grey, you
+# see less: in some filters one side is brighter than the other.)
 #
 # In the channel layout each filter is one row of a matrix. Cut this matrix to rank $r$: then all
 # filters are mixtures of only $r$ patterns.
@@ -525,7 +538,8 @@ _ = interact(compare, rank=IntSlider(full // 5, 1, full, continuous_update=False
 # **Explain.** At rank 1 there is one pattern and its negative. A few more bring back most of what
 # one sees. The many last ones add mostly what looks like noise, as with the cloth in chapter 01.
 #
-# So the stem is nearly a matrix of low rank. Are the other 19 convolutions, too?
+# So on Imagenette the stem is nearly a matrix of low rank. (With the digits it has 16 filters only,
+# and three patterns do not yet bring them back.) Are the other 19 convolutions, too?
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 first = linalg.low_rank(M, 1)
@@ -584,15 +598,17 @@ for n in convs:
 figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 figure.supxlabel("index of the singular value (% of the full rank)")
 figure.supylabel("singular value (noise edge = 1)")
+clear = {key: {n: int((S > 1.05).sum()) for n, S in of.items()} for key, of in spectra.items()}
+above = sum(count > 0 for count in clear["trained"].values())
+stem_S = spectra["trained"]["conv1"]
 plots.show(
     figure,
-    "Twenty small diagrams, one a convolution. In most the trained curve starts above the random "
-    "one and the noise edge, then follows it down, a little lower, in a long tail. Only in the "
-    "stem the trained curve is another: it starts high and falls close to 0.",
+    f"Twenty small diagrams, one a convolution. In {above} of them the trained curve starts "
+    "clearly above the noise edge; then it follows the random one in a long tail. The stem differs most: "
+    f"it starts at {stem_S[0]:.1f} and falls to {stem_S[-1]:.2f}.",
 )
 
 # %%
-clear = {key: {n: int((S > 1.05).sum()) for n, S in of.items()} for key, of in spectra.items()}
 print("singular values more than 5 % above the noise edge")
 for key, counts in clear.items():
     touched = sum(count > 0 for count in counts.values())
@@ -603,7 +619,7 @@ for key, counts in clear.items():
 # lies a little lower. (It must: each matrix is divided by its own $\sigma$, so what the top gains,
 # the tail loses.) But it stays: its second half keeps more than half of its random height. Only the
 # stem has really become low-rank. (With the digits, whose images are simple, fewer stand out and in
-# fewer layers, and the tail hardly sinks.)
+# fewer layers, the tail hardly sinks, and even the stem is only somewhat nearer to a low rank.)
 #
 # Now in numbers: how much of its full rank does each layer need for 90 % of the energy?
 #
@@ -624,27 +640,27 @@ axes.scatter(range(20), need["trained"], s=60, color=plots.COLOURS[0], label="tr
 axes.set(ylabel="rank for 90 % energy\n(% of the full rank)", ylim=(0, 100))
 axes.set(xticks=middles, xticklabels=stages, xlabel="convolution, from first to last")
 axes.legend(loc="lower right")
-middle = sorted(need["trained"])[10]
+middle = median(need["trained"])
 plots.show(
     figure,
     f"For each of 20 convolutions the rank that holds 90 % of the energy. The stem falls from "
-    f"{need['random'][0]:.0f} to {need['trained'][0]:.0f} %. The others fall less; the median "
+    f"{need['random'][0]:.0f} to {need['trained'][0]:.0f} %. The others change less; the median "
     f"trained layer needs {middle:.0f} %.",
 )
 
 # %%
 print(f"stem:   random {need['random'][0]:.0f} %, trained {need['trained'][0]:.0f} %")
-print(f"median: random {sorted(need['random'])[10]:.0f} %, trained {middle:.0f} %")
+print(f"median: random {median(need['random']):.0f} %, trained {middle:.0f} %")
 ranks = [linalg.numerical_rank(conv.weight.flatten(1)) for conv in convs.values()]
 fulls = [min(conv.weight.flatten(1).shape) for conv in convs.values()]
 of_full_rank = sum(r == f for r, f in zip(ranks, fulls, strict=True))
 print(f"numerical rank (default tolerance) is full in {of_full_rank} of 20 layers")
 
 # %% [markdown]
-# **Explain.** Less, but not little: apart from the stem, each layer still needs about half of its
-# rank or more. **The kernels of this trained network are hardly low-rank.** Does another layout
-# help? Ranks of different layouts cannot be compared, but costs can: the two factors have
-# $r\,(m + n)$ numbers.
+# **Explain.** Less, but not little (with the digits hardly less, and a few layers even need more):
+# apart from the stem, each layer still needs about half of its rank or more. **The kernels of this
+# trained network are hardly low-rank.** Does another layout help? Ranks of different layouts cannot
+# be compared, but costs can: the two factors have $r\,(m + n)$ numbers.
 
 # %%
 example = "layer1.1.conv1"
@@ -668,7 +684,7 @@ assert need["trained"][0] < need["random"][0] - 10                       # the s
 assert min(need["trained"][1:]) > 42                                     # "about half of its rank"
 others = list(zip(need["trained"][1:], need["random"][1:], strict=True))
 assert all(0.6 * b < a for a, b in others) and middle > 55              # "more than half"
-assert 75 < sorted(need["random"])[10] < 88                              # "about 80 %"
+assert 75 < median(need["random"]) < 88                              # "about 80 %"
 tails = [float(S[len(S) // 2 :].mean() / R[len(R) // 2 :].mean())
          for S, R in zip(list(spectra["trained"].values())[1:],
                          list(spectra["random"].values())[1:], strict=True)]
@@ -684,7 +700,8 @@ for lay in layouts.values():
 # ## 7. What the layers give out
 #
 # A kernel is one half of the story. The other half is what comes out: one picture for each output
-# channel, a **feature map**. Take one image of the ten classes, and put each map under its filter.
+# channel, a **feature map**. Take one image of one of the ten classes, and put each map under its
+# filter.
 
 # %%
 images = data.load_images("holdout", name)
@@ -717,8 +734,9 @@ plots.show(
 )
 
 # %% [markdown]
-# A map is bright where the image resembles the filter. From stage to stage, the maps get smaller
-# and there are more of them. Of each stage, the next cells show the map with the greatest contrast.
+# A map is bright where the image resembles the filter. From stage to stage, the maps get smaller,
+# and from layer2 on there are more of them. Of each stage, the next cells show the map with the
+# greatest contrast.
 #
 # **Predict.** After which stage can you no longer say what is in the image?
 
@@ -750,7 +768,8 @@ plots.pictures(
 # %% [markdown]
 # **Explain.** There is no exact answer. But a late map has only a few pixels. It says roughly
 # *where* its pattern is, and no longer shows what the image looks like. *What* is in the image
-# shows in which of the many maps are bright.
+# shows in which of the many maps are bright. (With the digits, a map of layer4 is a single pixel.
+# It is drawn black, and cannot say where.)
 #
 # Compare the six maps of the stem once more. Several show nearly the same picture, although their
 # filters differ. The **correlation** measures that: 1 means the same picture up to brightness and
@@ -764,11 +783,11 @@ alike = torch.corrcoef(maps.flatten(1)).abs().fill_diagonal_(0)          # (O, O
 print(f"a map's correlation with its nearest relative: {alike.max(1).values.mean():.2f} on average")
 
 # %% [markdown]
-# **Explain.** Images are smooth, and show only few of the patterns that a kernel could see. (The
-# stem's own kernel helps: it is nearly low-rank, so this is no proof yet. Chapter 07 measures all
-# layers.) So the *outputs* of a layer may have nearly a low rank even if its *kernel* has not.
-# **Low rank of the weights is one thing, low rank of what a network does with images is another.**
-# [Chapter 07](07_responses_not_weights.ipynb) makes a method of it.
+# **Explain.** Images are smooth, and show only few of the patterns that a kernel could see. (On
+# Imagenette the stem's own kernel helps: it is nearly low-rank, so this is no proof yet. Chapter 07
+# measures all layers.) So the *outputs* of a layer may have nearly a low rank even if its *kernel*
+# has not. **Low rank of the weights is one thing, low rank of what a network does with images is
+# another.** [Chapter 07](07_responses_not_weights.ipynb) makes a method of it.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert float(alike.max(1).values.mean()) > 0.6                           # "nearly the same picture"
@@ -786,7 +805,7 @@ assert torch.equal(maps, seen["stem"])
 # 3. A ResNet-18 has 20 convolutions. The last stage holds most parameters; the MACs are spread
 #    evenly.
 # 4. Training pulls some directions above the noise edge and leaves a long tail. Only the stem is
-#    clearly low-rank.
+#    clearly low-rank (with the digits, not even the stem).
 # 5. What a layer gives out may have nearly a low rank even if its kernel has not.
 #
 # ## Check yourself

@@ -309,10 +309,11 @@ for form, cost in numbers.items():
 
 # %% [markdown]
 # **Explain.** In the channel form, half the rank keeps a little over half of the weights. In the
-# spatial form it saves *nothing*: half of $3\,C$ is just the break-even. **Half the rank is not
+# spatial form it saves *nothing*: half of $3\,C$ is exactly the break-even. **Half the rank is not
 # half the parameters.** Above the grey line, leave the layer dense.
 #
-# A 1 × 1 convolution or a linear layer with $C = O$ also saves only below half its full rank.
+# The same is true of a 1 × 1 convolution or a linear layer with $C = O$: it saves only below half
+# of its full rank.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -511,14 +512,14 @@ for form in forms:
     print(f"{form:8}: {shares[form]:.0%} of the weights, output error {losses[form]:.0%}")
 
 # %% [markdown]
-# **Explain.** The smallest of the three errors names the form that loses least, on this layer. But
-# the differences are small beside what all of them lose. Another form alone does not solve the
-# problem.
+# **Explain.** The spatial form loses least on this layer. But the differences are small beside what
+# all of them lose. Another form alone does not solve the problem.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
 assert whole < 1e-10
 assert all(0.4 < share <= 0.51 for share in shares.values())
+assert min(losses, key=losses.get) == "spatial"
 assert max(losses.values()) - min(losses.values()) < 0.1 and min(losses.values()) > 0.33
 assert abs((-1 + (1 + 9 * 9 * 0.5) ** 0.5) / 9 - 0.6) < 0.01          # r / C at half of the weights
 
@@ -526,8 +527,9 @@ assert abs((-1 + (1 + 9 * 9 * 0.5) ** 0.5) / 9 - 0.6) < 0.01          # r / C at
 # ### CP, a warning
 #
 # Why not go further? In a **CP** decomposition each piece is a product of *three* vectors: one over
-# output channels, one over input channels, one over kernel positions. A piece needs only
-# $O + C + k k$ numbers. But for three axes there is no Eckart-Young theorem.
+# output channels, one over input channels, one over kernel positions. (As layers: 1 × 1, then a
+# $k \times k$ filter for each channel by itself, then 1 × 1.) A piece needs only $O + C + k k$
+# numbers. But for three axes there is no Eckart-Young theorem.
 #
 # The tensor below is a sum of three pieces. The loop tries to come near with two.
 #
@@ -542,8 +544,9 @@ a, b = torch.eye(2, dtype=torch.float64)
 T = piece(a, a, b) + piece(a, b, a) + piece(b, a, a)         # (2, 2, 2)
 for n in (1, 10, 100, 1000):
     plus, minus = n * piece(a + b / n, a + b / n, a + b / n), n * piece(a, a, a)
-    error, size = relative_error(plus - minus, T), float(minus.norm() / T.norm())
-    print(f"n = {n:4d}: error {error:.4f}, each piece {size:6.1f} times the size of the tensor")
+    error = relative_error(plus - minus, T)
+    sizes = " and ".join(f"{float(p.norm() / T.norm()):6.1f}" for p in (plus, minus))
+    print(f"n = {n:4d}: error {error:.4f}, pieces of {sizes} times the size of the tensor")
 
 # %% [markdown]
 # **Explain.** As near as you like, but never there (de Silva and Lim, 2008). **No best copy
@@ -567,9 +570,17 @@ for turns in (10, 40, 160):
     found[turns] = error, float(sizes.square().sum() / kernel.square().sum())
     print(f"{turns:3d} turns: error {error:.0%}, squared sizes add up to {found[turns][1]:.1f}")
 
+# %%
+share = pieces * sum(kernel.shape) / kernel.numel()
+print(f"CP with {pieces} pieces costs {share:.0%} of the weights. At the same cost:")
+for form in ("channel", "spatial"):
+    matrix = layers.layer_matrix(dense.layer1[0].conv1, form)
+    copy_of = linalg.low_rank(matrix, int(share * linalg.break_even_rank(*matrix.shape)))
+    print(f"{form:8} form: error {relative_error(copy_of, matrix):.0%}")
+
 # %% [markdown]
-# **Explain.** The error falls only little any more, while the pieces keep growing and cancel each
-# other.
+# **Explain.** The error hardly falls any more, but the pieces keep growing and cancel each other.
+#
 # Is that a problem? Disturb every number of the factors by about 1 %, as a training step or a short
 # number format would.
 
@@ -666,10 +677,10 @@ for stage, value in top1.items():
     print(f"{stage:12} {value:5.1f} %")
 
 # %% [markdown]
-# The loss is large. One part of it can be mended in seconds. Each batch norm subtracts a stored
-# mean and divides by a stored standard deviation, and both were measured behind the *old* layers.
-# **Recalibration** measures them again: a forward pass over some training images, without labels.
-# No weight changes.
+# Much accuracy is lost. (With ten classes, 10 % is guessing.) One part of it can be mended in
+# seconds. Each batch norm subtracts a stored mean and divides by a stored standard deviation, and
+# both were measured behind the *old* layers. **Recalibration** measures them again: a forward pass
+# over some training images, without labels. No weight changes.
 #
 # **Predict.** Does it bring back nothing, a good part, or all of what was lost?
 
@@ -677,10 +688,9 @@ for stage, value in top1.items():
 recalibrated = copy.deepcopy(small)
 recalibrate(recalibrated, loaders["train"])
 top1["recalibrated"] = evaluate(recalibrated, loaders["holdout"])
-spread = (top1["dense"] * (100 - top1["dense"]) / (10 * per_class)) ** 0.5
 for stage, value in top1.items():
-    print(f"{stage:12} {value:5.1f} %")
-print(f"{10 * per_class} images: chance moves the dense figure by about {spread:.1f} points")
+    spread = (value * (100 - value) / (10 * per_class)) ** 0.5       # p (1 - p) / n, in percent
+    print(f"{stage:12} {value:5.1f} %, chance moves it by about {spread:.1f} points")
 
 # %%
 plots.bars(

@@ -40,6 +40,7 @@ if importlib.util.find_spec("lowrank_course") is None:  # on Colab, in a copy of
 import copy
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,8 @@ _ = torch.set_grad_enabled(False)                    # nothing is trained in thi
 # %% [markdown]
 # ## 1. Weights against responses
 #
-# The outputs on this page were made with the network and the photographs of Imagenette. Without
-# them the handwritten digits take their place: a narrower network, simpler images, other numbers.
+# The outputs that you see before you run anything were made on Imagenette. Without its photographs
+# the handwritten digits take their place: a narrower network, simpler images, other numbers.
 # `statistics` are training images; labels are not used. `judge` are training images that were held
 # out. The published validation images are not touched.
 
@@ -88,9 +89,12 @@ print(f"{name}, {size} px, {len(convs)} convolutions, images of each class: {per
 # number for each of the $O$ output channels. All places of all images make a cloud of points in $O$
 # dimensions. If the cloud is flat, few directions are enough.
 #
-# Its **covariance** says how flat it is. The eigenvectors of this matrix are the main directions of
-# the cloud, and its eigenvalues are the variances along them: that is PCA (chapter 02). You never
-# need to keep the cloud itself. Sums of $y$ and of $y\,y^T$ are enough, batch by batch.
+# How flat is it? Chapter 02 answers by **PCA**. Take the mean off, write the $n$ responses as the
+# rows of a matrix $Z$, and split it by the SVD, $Z = P\,S\,Q^T$. The columns of $Q$ are the main
+# directions, and $S^2 / n$ are the variances along them. The **covariance**
+# $Z^T Z / n = Q\,(S^2/n)\,Q^T$, only $O \times O$, holds the same. The columns of $Q$ are called
+# its **eigenvectors**, the variances its **eigenvalues**, and `eigh` finds them, smallest first.
+# You never need to keep the cloud itself. Sums of $y$ and of $y\,y^T$ are enough, batch by batch.
 
 # %%
 def rows(output):                                    # (N, O, H, W) -> (N*H*W, O)
@@ -178,8 +182,9 @@ plots.show(
 #   This is PCA without taking off the mean. So $W' = U \, (U^T W)$, already two factors.
 # - **Whitening** (Wang et al., 2025, for language models: SVD-LLM). Write
 #   $A = \mathrm{E}[x x^T] = L L^T$, with a triangular $L$ (Cholesky). Then
-#   $\mathrm{E}\,\|(W - W')\,x\|^2 = \|(W - W')\,L\|^2$. So cut $W L$ by the SVD, and undo $L$:
-#   multiply by $L^{-1}$ from the right.
+#   $\mathrm{E}\,\|(W - W')\,x\|^2 = \|(W - W')\,L\|^2$, for $\mathrm{E}\,\|M x\|^2$ is the trace of
+#   $M A M^T$. (The inputs $L^{-1} x$ are *white*: uncorrelated, all of variance 1. Hence the name.)
+#   So cut $W L$ by the SVD, and undo $L$: multiply by $L^{-1}$ from the right.
 #
 # **Predict.** The first needs a matrix of size $O \times O$. The second needs one of size
 # $C k k \times C k k$, here nine times as wide. Which one gives the smaller error?
@@ -224,7 +229,9 @@ for r in (len(W) // 4, len(W) // 2):
 # %% [markdown]
 # **Explain.** They are the same. With $W L = P\,S\,Q^T$ you get
 # $\mathrm{E}[y\,y^T] = W A W^T = P\,S^2 P^T$. So the left singular vectors of $W L$ *are* the
-# leading directions of the responses. Take the small matrix. Both lose clearly less than plain SVD.
+# leading directions of the responses, $P_r = U$. And to cut $W L$ to rank $r$ is to multiply it by
+# $P_r P_r^T$ from the left. Undo $L$, and $U U^T W$ is left. Take the small matrix. Both lose
+# clearly less than plain SVD.
 
 # %% [markdown]
 # ## 3. In the units of the batch norm
@@ -242,7 +249,7 @@ for r in (len(W) // 4, len(W) // 2):
 #
 # Here $\mu$ is the mean of $y$. It is kept, whatever the rank. Two traps wait. Some $d_i$ may be
 # nearly 0, and you divide by them: give them a floor. And a layer may have a bias $b$ of its own:
-# then $W x = y - b$.
+# then $W x = y - b$, and the new bias becomes $\mu - D^{-1} U U^T D\,(\mu - b)$.
 
 # %%
 def as_layers(conv, encode, decode, mean):           # encode (r, O), decode (O, r)
@@ -255,7 +262,7 @@ def as_layers(conv, encode, decode, mean):           # encode (r, O), decode (O,
 def response_pca(conv, rank, mean, covariance, scale):
     D = scale.double()
     floor = 1e-3 * D.abs().max()
-    D = torch.where(D.abs() < floor, floor, D)       # a channel that is hidden behind
+    D = torch.where(D.abs() < floor, floor, D)       # a channel that is nearly switched off
     U = torch.linalg.eigh(D[:, None] * covariance * D)[1].flip(1)[:, :rank]    # (O, r)
     return as_layers(conv, U.T * D, U / D[:, None], mean)
 
@@ -279,6 +286,10 @@ exact = response_pca(convs[probe], full, *moments[probe], scale_behind(probe))
 print("exact at full rank:", alike(exact(noise), convs[probe](noise)))
 d = scale_behind(probe).abs()
 print(f"the batch norm multiplies by {d.min():.3f} to {d.max():.3f}")
+
+# %% [markdown]
+# **Explain.** The further these two numbers lie apart, the more $D$ matters. Where they are close,
+# $D$ is nearly a multiple of the identity, and the cut nearly that by responses.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert same and len(convs) == 20 and A.shape == (9 * conv.in_channels,) * 2
@@ -306,9 +317,10 @@ assert alike(exact(noise), convs[probe](noise))
 # The batch norm is only the first thing behind a layer. ReLU, the next layers and the classes
 # follow. How much of an error reaches the *answers*, the ten probabilities that softmax gives?
 #
-# Chapter 06 measured it. Let $g$ be the gradient, at $y$, of the log of the answer's probability.
-# Then $G = \mathrm{E}[g\,g^T]$ is the **Fisher information**. To second order, an error $e$ in $y$
-# moves the answers by $\tfrac12 e^T G e$ nats, the unit of KL.
+# Chapter 06 measured it. Draw one class for each image, from the network's own probabilities. Let
+# $g$ be the gradient, at $y$, of the log of the probability of that class. Then
+# $G = \mathrm{E}[g\,g^T]$, summed over the places of an image, is the **Fisher information**. To
+# second order, an error $e$ in $y$ moves the answers by $\tfrac12 e^T G e$ nats, the unit of KL.
 #
 # So take the root of $G$, the symmetric matrix $H$ with $H H = G$, and put it in the place of $D$.
 # This is the **two-sided** cut. What comes in counts through the covariance. What follows counts
@@ -411,9 +423,9 @@ for key, build in ways_to_cut(probe, quarter).items():
 # **Explain.** The cuts by responses and in batch-norm units are best, or nearly, at what they were
 # made for, and these are images that they have not seen. The cut of the weights is best at none of
 # the three: it was made for the kernel. The two-sided cut makes larger errors in $y$ than the cut
-# by responses. But it makes them where the answers feel them less. Even so, its KL need not be the
-# smallest here: in one layer, at a quarter of its rank, the answers of the last three are still
-# close. Section 7 compares whole networks.
+# by responses. But for each unit of that error the answers move less: divide the last column by the
+# first. Even so, its KL need not be the smallest here: in one layer, at a quarter of its rank, the
+# last three are still close. Section 7 compares whole networks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert agree and alike(ours(noise), package(noise))
@@ -422,6 +434,8 @@ assert one_layer["two-sided"][0] > one_layer["responses"][0]
 assert one_layer["responses"][0] <= 1.05 * min(v[0] for v in one_layer.values())
 assert one_layer["batch-norm units"][1] <= 1.1 * min(v[1] for v in one_layer.values())
 assert one_layer["two-sided"][2] < one_layer["weights"][2]
+felt = {key: one_layer[key][2] / one_layer[key][0] for key in ("two-sided", "responses")}
+assert felt["two-sided"] < felt["responses"] or quick                 # "move less"
 if name == "imagenette" and not quick:
     few = [one_layer[key][2] for key in one_layer if key != "weights"]
     assert max(few) < 1.5 * min(few) < 0.5 * one_layer["weights"][2]      # "still close"
@@ -479,9 +493,9 @@ for i in (1, 4, 9, 14, 19):
     print(f"{list(convs)[i]:15} alone {alone:6.1%}, in the cut network {within:6.1%}")
 
 # %% [markdown]
-# **Explain.** Alone, a layer makes a smaller error. In the network, the errors of the layers before
-# it come on top. They do not simply grow: a last layer that needs few directions (section 1) loses
-# little at this share of the rank, and the curves can fall again.
+# **Explain.** In the network, the errors of the layers before it come on top: hardly any at the
+# first layers, more behind them. They do not simply grow: a late layer that needs few directions
+# (section 1) loses little at this share of the rank, and the curves can fall again.
 #
 # Zhang et al. (2016) mend this from front to back: fit each layer to what it really receives. (They
 # call it *asymmetric*. Theirs also chooses the directions anew. Here the directions of the cut are
@@ -538,16 +552,16 @@ plots.curves(
 )
 
 # %%
-later = slice(10, 20)                                # the second half of the network
-means = {key: sum(values[later]) / 10 for key, values in curves.items()}
-for key, value in means.items():
-    print(f"{key:19} mean error in the second half: {value:.1%}")
+halves = {key: (sum(v[:10]) / 10, sum(v[10:]) / 10) for key, v in curves.items()}
+for key, (first, second) in halves.items():
+    print(f"{key:19} mean error in the first half {first:6.1%}, in the second {second:6.1%}")
 
 # %% [markdown]
-# **Explain.** In the second half it lies clearly below the cut network, and still above "alone".
-# The refit takes away the part that a linear map can repair, and each mended layer gives better
-# inputs to the next. The first layers receive few errors, so there is little to mend. What the kept
-# directions do not carry stays lost.
+# **Explain.** In the second half it lies clearly below the cut network, and still above "alone":
+# the table says to which it is nearer. In the first half it helps less, for the very first layers
+# receive hardly any error. Later, each mended layer gives better inputs to the next, and the gains
+# add up. The refit takes away the part that a linear map can repair. What the kept directions do
+# not carry stays lost.
 #
 # ## 6. Recalibration has a price
 #
@@ -560,7 +574,7 @@ for key, value in means.items():
 #
 # Two measures say what happens. The KL says how far the answers move. **NLL** says whether that is
 # for good or for bad: the mean of $-\log$ of the probability that the right class gets, again in
-# nats. It is steadier than the accuracy of a few hundred images.
+# nats. It is steadier than the accuracy of so few images.
 #
 # **Predict.** Same weights, same images. Does the dense network get better or worse, or does
 # nothing change? Does the order of the images matter? And what does `refit` do to a network that is
@@ -601,8 +615,8 @@ for key, network in healthy.items():
 #   differences between classes are missing, and the stored variance is too small. **Shuffle.**
 # - Objects look larger on a random crop than on the whole image, so the statistics differ. The
 #   small network for the digits came with those of its training, on crops. The large one got a last
-#   step after training, which chapter 08 explains: they were measured anew on whole images. Each
-#   network moves least where the images are prepared in the same way as for its stored statistics.
+#   step after training: they were measured anew on whole images. Each network moves least where the
+#   images are prepared in the same way as for its stored statistics.
 #
 # Moving is not yet harm: look at the NLL before you judge. But each of these changes comes on top
 # of what you want to repair. For a badly cut network, recalibration repairs far more than it costs
@@ -614,7 +628,10 @@ for key, network in healthy.items():
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert len(set(costs.values())) == 1 and 0.2 < kept < 0.75 and 10 * each == len(chosen)
 assert after < before or quick
+means = {key: second for key, (_, second) in halves.items()}
 assert means["in the cut network"] > 1.3 * means["alone"]             # "come on top"
+helped = [halves["in the cut network"][i] - halves["refitted"][i] for i in (0, 1)]
+assert helped[1] > helped[0]                                          # "it helps less"
 assert means["alone"] < means["refitted"] < 0.9 * means["in the cut network"]   # "clearly below"
 assert after < before                                                  # "a part"
 moved = {key: float(divergence(value).mean()) for key, value in control.items()}
@@ -678,10 +695,11 @@ plots.show(figure, "Seven networks at equal MACs, from the largest KL to the sma
 # very large KL rule a mean (chapter 06). Where mean and count disagree, report both.
 #
 # The cut by weights loses most, and recalibration mends a good part of that. Among the cuts
-# themselves, responses come before weights, and two-sided comes before responses. (On the digits,
-# which the network knows nearly by heart, these two may be the same.) The refit improves the
-# two-sided cut once more. Where the units of the batch norm stand, read in the table. They are a
-# first guess at what counts: a large scale does not yet mean that the answers feel the channel.
+# themselves, the one by responses is nearer to the dense answers than the one by weights, and the
+# two-sided one is nearer than that by responses. (On the digits, where the network is nearly always
+# right, these two may be the same.) The refit improves the two-sided cut once more. Where the units
+# of the batch norm stand, read in the table. They are a first guess at what counts: a large scale
+# does not yet mean that the answers feel the channel.
 #
 # `compress` with `data` does all of this: two-sided directions, ranks by price in nats (chapter
 # 06), the refit. It may also take the spatial form, layer by layer. And it halves the class scores
@@ -697,9 +715,10 @@ print(f"compress: {count_macs(best, example) / count_macs(dense, example):.0%} o
       f"KL {kl['compress'].mean():.3f}; nearer than refitted on {nearer} of {len(labels)} images")
 
 # %% [markdown]
-# **Explain.** What is new here are the ranks, in some layers the form, and the gradients of the
-# halved scores. So both choices count: *which* directions a layer keeps (this chapter), and *how
-# many* (chapter 06).
+# **Explain.** Three things are new at once: the ranks, in some layers the form, and the gradients
+# of the halved scores. This cell cannot say what each of them is worth. Chapter 06 changed the
+# ranks alone, and the KL fell there, too. So both choices count: *which* directions a layer keeps
+# (this chapter), and *how many* (chapter 06).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 by = {key: float(values.mean()) for key, values in kl.items()}
@@ -718,12 +737,13 @@ if not quick or name == "digits":
 # %% [markdown]
 # ## 8. The recorded run
 #
-# Three hundred images show large differences only. The course's recorded run
-# (`benchmarks/frontier.py`, chapter 06) judges on all validation images, at several budgets,
-# without training. From its record: cuts by *weights* (an equal share of the rank); the *PCA* of
-# the responses; the same *asymmetric*, where each layer is fitted behind those that are already cut
-# (as in Zhang et al., 2016); all three with recalibrated batch norms. And `compress`, before and
-# after its refit.
+# So few images show large differences only. The course's recorded run (`benchmarks/frontier.py`,
+# chapter 06) judges on all validation images, at several budgets, without training. From its
+# record: cuts by *weights* (an equal share of the rank); the *PCA* of the responses in the units of
+# the batch norm, with ranks by a price for relative errors (chapter 06: not a good goal); the same
+# *asymmetric*, where each layer is fitted behind those that are already cut (as in Zhang et al.,
+# 2016); all three with recalibrated batch norms. And `compress`, before its refit (no repair at
+# all) and after it.
 #
 # **Predict.** At half of the MACs, which of the steps can you still tell apart? And at a quarter?
 
@@ -740,6 +760,10 @@ if path.exists():
     for b in (0.5, 0.25):
         at = sorted((found[b], step) for step, found in recorded.items() if b in found)
         print(f"{b:.0%} of the MACs:", ", ".join(f"{step} {value:.2f}" for value, step in at))
+        right = {NAMES[key]: frontier.right_answers(record, key, b) for key in NAMES}
+        steps = [step for _, step in at]
+        p = [frontier.mcnemar(right[one], right[two]) for one, two in pairwise(steps)]
+        print("    McNemar's test, each with the next: p", ", ".join(f"{value:.2g}" for value in p))
 else:
     print(f"{path} is missing; `python benchmarks/frontier.py` makes it")
 
@@ -751,14 +775,18 @@ if path.exists():
         ylabel="top-1 (%)",
         levels={"dense": uncut},
         alt="Accuracy against the MACs that are left. The five lines lie together down to half of "
-        "the MACs. Below, weights fall first, then PCA, asymmetric, before refit; compress hardly.",
+        "the MACs. Below, weights fall first, then PCA; then asymmetric and before refit, which "
+        "change places near 30 %; compress hardly.",
     )
 
 # %% [markdown]
-# **Explain.** Down to half of the MACs all steps lie within a point. The smaller the budget, the
-# more they are worth. PCA beats the cut by weights. Two-sided directions and ranks in nats, the
-# line *before refit*, are further up, and the refit adds the last part. Nothing was trained in any
-# of these networks. What training adds on top, [chapter 08](08_retraining.ipynb) asks.
+# **Explain.** Down to half of the MACs all steps lie within a point, and at half McNemar's test
+# ([chapter 08](08_retraining.ipynb): who is right where only one is right) tells no step from the
+# next. At a quarter it tells each of them. PCA beats the cut by weights, directions and ranks
+# together. At 30 % and below, two-sided directions and ranks in nats (*before refit*, without any
+# repair) lie above *asymmetric*, although that one was repaired twice. The refit adds the last
+# part. Nothing was trained in any of these networks. What training adds on top, [chapter
+# 08](08_retraining.ipynb) asks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 if path.exists():
@@ -766,6 +794,14 @@ if path.exists():
     ranges = [np.ptp([found[b] for found in recorded.values()]) for b in full_rows]
     wide = [r for b, r in zip(full_rows, ranges, strict=True) if b >= 0.5]
     assert max(wide) < 1 < 10 < ranges[-1]                                # "within a point"
+    p_values = {}
+    for b in (0.5, 0.25):
+        keys = sorted(NAMES, key=lambda key: recorded[NAMES[key]][b])
+        right = [frontier.right_answers(record, key, b) for key in keys]
+        p_values[b] = [frontier.mcnemar(*pair) for pair in pairwise(right)]
+    assert min(p_values[0.5]) > 0.05 > max(p_values[0.25])                # "no two", "each"
+    change = {b: recorded["before refit"][b] - recorded["asymmetric"][b] for b in full_rows}
+    assert all((c > 0) == (b <= 0.3) for b, c in change.items() if b <= 0.4)    # "30 % and below"
     last = [recorded[key][full_rows[-1]] for key in ("weights", "PCA", "before refit", "compress")]
     assert last == sorted(last)                                           # "before"
     pairs = [("PCA, recalibrated", "uniform, recalibrated"), ("auto", "auto, not refitted"),
@@ -778,7 +814,7 @@ if path.exists():
 # ## Recap
 #
 # 1. The weights of a trained network are hardly low-rank; its responses are.
-# 2. The best cut for real inputs is the PCA of the responses. Whitening the inputs gives the same.
+# 2. The least error of the responses comes from their PCA. Whitening the inputs gives the same.
 # 3. An error should count as much as the answers feel it. $G$ measures that, and holds the batch
 #    norm already: never apply both.
 # 4. Errors add up. A regression from front to back mends what can be mended, at no cost in MACs.
@@ -794,8 +830,8 @@ if path.exists():
 # </details>
 # <br>
 #
-# **2.** You run the covariance over random noise images instead of photographs. What will the cut
-# resemble?
+# **2.** You run the cut by responses over random noise images of mean 0 instead of photographs.
+# What will it resemble?
 #
 # <details><summary>Answer</summary>
 # Plain SVD, in the first layer. White noise uses all directions of a patch alike, so A is a
@@ -829,15 +865,14 @@ if path.exists():
 # %% [markdown]
 # ## Now you
 #
-# - In section 5, set `share` to half its value. Which of the ways fails first?
+# - In section 5, set `share` to half its value. Which of the ways suffers most in section 7?
 # - In sections 1 and 4, take covariances and sensitivities from one batch,
 #   `batches["statistics"][:1]`. How much worse is each way on the held-out images?
 # - In section 7, recalibrate on the cropped images of section 6, `ways["shuffled, cropped"]`. Does
-#   the well cut network lose less by it?
+#   the two-sided cut end nearer to the dense answers, or farther, than with whole images?
 #
-# **The way on.** How the ranks are shared out is the subject of [chapter
-# 06](06_choosing_ranks.ipynb). What no regression can mend, training can: [chapter
-# 08](08_retraining.ipynb).
+# **The way on.** [Chapter 06](06_choosing_ranks.ipynb) shared out the ranks. What no regression can
+# mend, training can: [chapter 08](08_retraining.ipynb).
 #
 # ## References
 #

@@ -25,7 +25,7 @@
 #
 # **You need:** [chapter 02](02_svd.ipynb) (truncated SVD, energy, break-even rank). [Chapter
 # 07](07_responses_not_weights.ipynb) looks at responses in depth. What you need of it is repeated
-# here.
+# here. MACs and `compress` are those of [chapter 00](00_start_here.ipynb).
 #
 # **Time:** 25 minutes to read, about 1 minute to run.
 
@@ -224,9 +224,10 @@ plots.curves(
 
 # %% [markdown]
 # **Explain.** The same network, the same call, the same budget: the second cut was only shown some
-# images. And `compress` has no line of code for transformers. (It replaces plain linear layers.
-# PyTorch's own `nn.MultiheadAttention` reads its weights from outside the layers, so there the
-# attention stays dense, and the plan says so.)
+# images. (With them, `compress` chooses other directions, and refits what is left: [chapter
+# 07](07_responses_not_weights.ipynb).) And `compress` has no line of code for transformers. (It
+# replaces plain linear layers. PyTorch's own `nn.MultiheadAttention` reads its weights from outside
+# the layers, so there the attention stays dense, and the plan says so.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -298,7 +299,7 @@ def relative_error(found, wanted):
 # %%
 down = copy.deepcopy(vit.blocks[0].mlp[2]).double().requires_grad_(False)
 W = down.weight                                              # (64, 256)
-x = inputs_of(vit.blocks[0].mlp[2], images[:512])            # (positions, 256)
+x = inputs_of(vit.blocks[0].mlp[2], images)                  # (positions, 256)
 A = x.T @ x / len(x)                                         # (256, 256)
 apart = relative_error(whitened(W, A, 8), response_pca(W, A, 8))
 print(f"W is {tuple(W.shape)}, cut to rank 8; the two differ by {apart:.0e}")
@@ -364,10 +365,11 @@ print("shape", tuple(between.shape), "rank", linalg.numerical_rank(between))
 # Attention is factorised from the start. If a head is too narrow, this rank is too small for what
 # it should express (Bhojanapalli et al., 2020).
 #
-# There is another place for a low rank. While a language model writes, it keeps $k$ and $v$ of all earlier tokens,
-# the **key-value cache**. For long texts it can take more memory than the weights. But $k$ and $v$
-# come from the same $x$. Stack $W_k$ and $W_v$, cut the stack, and keep $r$ numbers a token in place
-# of 128. (DeepSeek-V2 is built and trained like that.)
+# There is another place for a low rank. While a language model writes, it keeps $k$ and $v$ of all
+# earlier tokens, the **key-value cache**. For long texts it can take more memory than the weights.
+# But $k$ and $v$ come from the same $x$. Stack $W_k$ and $W_v$ to one matrix $W$, cut it,
+# $U_r (U_r^\top W)$, and keep only the $r$ numbers $U_r^\top W x$ of each token in place of 128:
+# multiplied by $U_r$, they give $k$ and $v$ again. (DeepSeek-V2 is built and trained like that.)
 #
 # Your transformer writes no text and keeps no cache. The cell only cuts the stack of each block to
 # rank 16, to see what that would cost in accuracy.
@@ -407,9 +409,10 @@ for block in small_cache.blocks:
 #
 # $$W + B A, \qquad B: (m, r), \quad A: (r, n)$$
 #
-# $B$ starts at zero, so training starts from the old network. It also saves memory: AdamW keeps two
-# more numbers for every number that it trains. Here the network is the shipped ResNet-18 for
-# digits, and the new task is to read digits that lie on their side.
+# (This $A$ is not that of section 3; the authors of LoRA use the letter.) $B$ starts at zero, so
+# training starts from the old network. It also saves memory: AdamW keeps two more numbers for every
+# number that it trains. Here the network is the shipped ResNet-18 for digits, and the new task is
+# to read digits that lie on their side.
 
 # %%
 def turned(images):
@@ -472,10 +475,10 @@ for way, score in reached.items():
     print(f"{way:11} {trained[way]:8,} trained {share:6.1%} {score:6.1f} %")
 
 # %% [markdown]
-# **Explain.** About one number in a hundred. Rank 1 adds a single direction to each layer, and comes
-# close to training everything. (One run each: take two or three points for the same.) Training only
-# the last layer, a usual shortcut, does not come near. The batch norms are a surprise: with still
-# fewer numbers, they come far.
+# **Explain.** About one number in a hundred. Rank 1 adds a single direction to each layer, and
+# comes close to training everything. (One run each: take two or three points for the same.)
+# Training only the last layer, a usual shortcut, does not come near. The batch norms are a
+# surprise: with about a quarter of the numbers of rank 1, they come far.
 #
 # Now the other way round: train *all* weights, subtract the old ones, and cut this full update.
 #
@@ -513,9 +516,10 @@ plots.curves(
 # %% [markdown]
 # **Explain.** One or two directions are far from enough. Rank 8 is still clearly lower, and at 16
 # it is there: but 16 is all that the first layers have, with their 16 channels. The update that
-# free training finds is *not* of low rank. But updates of low rank that do the same exist, and
-# training finds them if nothing else is allowed. So if you want a thin update, set the rank first
-# and then train. [Chapter 08](08_retraining.ipynb) does the same with a compressed network.
+# free training finds is *not* of rank 1 or 2. (One run; and the batch norms keep their whole change
+# here.) But updates of rank 1 that do nearly the same exist, and training finds them if nothing
+# else is allowed. So if you want a thin update, set the rank first and then train. [Chapter
+# 08](08_retraining.ipynb) does the same with a compressed network.
 #
 # Two more things to know. LoRA does not compress: $W$ is still there. But it costs nothing when the
 # network runs, because $W + BA$ is one matrix. And it has limits: on large changes of task, full
@@ -591,9 +595,9 @@ print(f"of I + W: {linalg.numerical_rank(identity + update)}")
 
 # %% [markdown]
 # **Explain.** All directions of the identity count the same, so half of the rank loses half of the
-# energy. Now look at the plus sign: $x + f(x)$ in a residual block, $W + BA$ in LoRA. Both keep the
-# part of full rank aside and make only the *difference* thin. This is one reason why both can be
-# cut so far.
+# energy ($0.71^2 = 0.5$). Now look at the plus sign: $x + f(x)$ in a residual block, $W + BA$ in
+# LoRA. Both keep the part of full rank aside. Only the difference, $f$ or $BA$, has to be thin.
+# This is one reason why $f$ can be cut, and $BA$ can be thin.
 #
 # **Where there is little to save.** A depthwise convolution is one small filter a channel. A square
 # linear layer gains nothing above half of its rank. A table of word vectors is looked up, not
