@@ -4,10 +4,12 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from lowrank_course import models
+from lowrank_course.frontier import mcnemar
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,13 +56,22 @@ def test_the_popular_recipe_made_nothing_smaller():
     assert run["reported"] == 64.79 and run["data"]["val"] == 3925
 
 
+def right(job: dict) -> np.ndarray:
+    """Which of the 3,925 validation images a recorded network names right."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(job["right"]["val"]), np.uint8))
+    return bits[:3925] == 1
+
+
 def test_the_compressed_network_keeps_its_promise():
     run = json.loads((ROOT / "results" / "compressed.json").read_text(encoding="utf-8"))
     dense, ours = run["jobs"]["dense"], run["summary"]["tuned"]
     for seed in ours["seeds"]:
         tuned = run["jobs"][f"tuned, seed {seed}"]
         assert tuned["parameters"] <= 1.15e6 and tuned["macs"] <= 0.25 * dense["macs"]
-    assert ours["val"]["mean"] > dense["accuracy"]["val"] - 0.5
+        assert mcnemar(right(dense), right(tuned)) > 0.05  # "show no difference"
+    assert ours["val"]["mean"] > dense["accuracy"]["val"] - 0.5 and len(ours["seeds"]) == 3
+    ms = run["jobs"]["times"]["latency_ms"]["1"]
+    assert ms["small"] < 0.5 * ms["dense"] and ms["small, folded"] < 0.5 * ms["dense, folded"]
     shipped = json.loads((models.WEIGHTS / "imagenette-compressed.json").read_text("utf-8"))
     assert shipped["sha256"] == run["jobs"]["tuned, seed 0"]["sha256"]
 
