@@ -583,6 +583,11 @@ def place_of(n):                                     # its row and column in the
     return int(stage[-1]) - 1, 4 if kind == "downsample" else 2 * int(block) + int(kind[-1]) - 1
 
 
+clear = {key: {n: int((S > 1.05).sum()) for n, S in of.items()} for key, of in spectra.items()}
+above = sum(count > 0 for count in clear["trained"].values())
+stem_S = spectra["trained"]["conv1"]
+
+
 # %%
 figure = Figure(figsize=(11, 7.2))
 grid = figure.subplots(4, 5, sharex=True, sharey=True)
@@ -598,14 +603,11 @@ for n in convs:
 figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 figure.supxlabel("index of the singular value (% of the full rank)")
 figure.supylabel("singular value (noise edge = 1)")
-clear = {key: {n: int((S > 1.05).sum()) for n, S in of.items()} for key, of in spectra.items()}
-above = sum(count > 0 for count in clear["trained"].values())
-stem_S = spectra["trained"]["conv1"]
 plots.show(
     figure,
     f"Twenty small diagrams, one a convolution. In {above} of them the trained curve starts "
-    "clearly above the noise edge; then it follows the random one in a long tail. The stem differs most: "
-    f"it starts at {stem_S[0]:.1f} and falls to {stem_S[-1]:.2f}.",
+    "clearly above the noise edge; then it follows the random one in a long tail. The stem "
+    f"differs most: it starts at {stem_S[0]:.1f} and falls to {stem_S[-1]:.2f}.",
 )
 
 # %%

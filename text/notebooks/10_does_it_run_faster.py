@@ -51,7 +51,6 @@ from torch import nn
 
 from lowrank_course import compress, data, evaluate, layers, linalg, load_resnet18, plots
 from lowrank_course.compress import apply, fold_batch_norms
-from lowrank_course.frontier import mcnemar, right_answers
 from lowrank_course.measure import compare_latency, count_macs, layer_shapes
 from lowrank_course.plan import replace_module
 
@@ -735,6 +734,8 @@ if timed:
 # machine: so far do times scatter.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+from lowrank_course.frontier import mcnemar, right_answers  # noqa: E402
+
 if timed:
     above = {c: sum(p["time"][c] > p["macs"] for p in timed) / len(timed) for c in ("1", "32")}
     assert min(above.values()) > 0.9                                  # "Nearly all"
