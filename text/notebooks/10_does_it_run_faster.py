@@ -25,7 +25,7 @@
 #
 # **You need:** the pair of small convolutions from [chapter 05](05_factorizing.ipynb).
 #
-# **Time:** 30 minutes to read, about 3 minutes to run, less the second time.
+# **Time:** 30 minutes to read, about 2 minutes to run.
 
 # %%
 import importlib.util
