@@ -382,7 +382,8 @@ print(f"{further} of {2 * len(rows)} pairs have fewer MACs a byte than their den
 # lower towards the left, further and further below the roof. Their time goes into starting a layer,
 # rearranging its data, and filling short loops. A dot can lie above the rising part if its data is
 # still in a cache, which is faster than the memory that you measured. If one lies above the flat
-# part, the peak was measured too low, on a busy machine.
+# part, the peak was measured too low: the machine was busy, or its library computes this layer
+# better than the product of two square matrices.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
