@@ -26,7 +26,7 @@ def draw() -> None:
     for run in runs:
         first, tuned = run["jobs"]["tuned, seed 0"], run["summary"]["tuned"]
         mean, n = tuned["val"]["mean"], len(tuned["seeds"])
-        name = f"lowrank-course, {mean:.1f} %\n({n} training{'s' * (n > 1)})"
+        name = f"lowrank-course\n{mean:.1f} %, {n} training{'s' * (n > 1)}"
         ours[name] = first["parameters"] / 1e6, mean
     recipe = seed["costs"]["after"]["parameters"] / 1e6, seed["accuracy"]["retrained"]
     reported = {"the popular recipe, as reported": (recipe[0], seed["reported"])}
