@@ -17,14 +17,22 @@ from lowrank_course.compress import apply, fold_batch_norms
 from lowrank_course.data import write_text
 from lowrank_course.measure import count_parameters
 from lowrank_course.models import resnet18, save_weights
+from lowrank_course.plan import Plan
 from lowrank_course.recipes import RECIPES, cycles, machine
 
 
 def cut(run: Run, name: str) -> nn.Module:
-    """The compressed, not yet trained network of the run `name`, made once for all runs."""
+    """The compressed, not yet trained network of the run `name`, made once for all runs.
+
+    Where the record of that run lies beside this one's, the plan comes from there: forms and ranks
+    that were chosen by measured times would be others on another machine.
+    """
     b, limits = run.bench, run.settings[name]
 
     def make() -> nn.Module:
+        if rows := recorded_plan(run, name):
+            plan = Plan.from_json(json.dumps({"cost": "macs", "rows": rows}))
+            return apply(b.dense, b.example, plan, b.calibration)
         example = b.example
         if "latency" in limits:
             check_idle()
@@ -33,6 +41,17 @@ def cut(run: Run, name: str) -> nn.Module:
 
     of = [limits, run.settings["latency batch"], b.about()]
     return kept(f"{name}-{digest(of)}", b, make)
+
+
+def recorded_plan(run: Run, name: str) -> list[dict[str, Any]]:
+    """Rows of the plan in the record of the run `name`; none where that is of other settings."""
+    path = run.path.with_name(run.path.name.replace(run.name, name, 1))
+    if not path.exists():
+        return []
+    record = json.loads(path.read_text(encoding="utf-8"))
+    wanted = {"data": run.bench.about(), name: run.settings[name]}
+    same = all(record["configuration"].get(key) == value for key, value in wanted.items())
+    return record["jobs"].get("cut", {}).get("plan", []) if same else []
 
 
 def tune(run: Run, key: str, model: nn.Module, seed: int, **options: Any) -> dict[str, Any]:

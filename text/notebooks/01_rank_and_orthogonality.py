@@ -47,7 +47,8 @@ generator = torch.Generator().manual_seed(0)
 # To see what it does to *all* points, watch a grid and the unit circle, which holds all points at
 # distance 1 from the middle.
 #
-# This matrix is a *shear*. It slides every row of the grid sideways, the further up, the more.
+# This matrix is a *shear*. It slides each horizontal line of the grid sideways. The higher the
+# line, the further to the right it goes.
 
 # %%
 A = torch.tensor([[1.0, 1.0],
@@ -132,7 +133,7 @@ print(f"angle between them, after:  {angle(A @ u, A @ v):.1f}")
 
 # %% [markdown]
 # **Explain.** They stand at right angles. And, which is less obvious, they *still* do after the
-# shear, although it has bent almost every other right angle: look at the two arrows above.
+# shear, although it has bent almost all other right angles: look at the two arrows above.
 #
 # This is no accident of the shear. Change the four numbers of $A$ and run the cells again. There
 # are two exceptions: if all directions get the same length, every direction is as good as any
@@ -270,9 +271,12 @@ print(f"after the orthogonal one:  {angle(Q @ a, Q @ b):.2f} degrees")
 # $$Q^\top Q = I$$
 #
 # where $I$ is the **identity**: 1 on the diagonal, 0 elsewhere, the matrix that changes nothing.
-# Write $\|x\|$ for the length of $x$. Then lengths survive, because $(Q x)^\top = x^\top Q^\top$:
+# Write $\|x\|$ for the length of $x$. Because $(Q x)^\top = x^\top Q^\top$, all products survive:
 #
-# $$\|Q x\|^2 = x^\top Q^\top Q \, x = x^\top x = \|x\|^2$$
+# $$(Q x)^\top (Q y) = x^\top Q^\top Q \, y = x^\top y$$
+#
+# With $y = x$ this is $\|Q x\|^2 = \|x\|^2$: lengths survive. An angle is computed from products
+# and lengths only (look at the function `angle`), so angles survive, too.
 #
 # How far a matrix is from orthonormal columns is then one line. The package has the same function.
 # Both agree:
@@ -291,11 +295,13 @@ for name, M in {"orthogonal": Q, "random": G}.items():
 #
 # Now keep only the first 8 of the 64 columns. They are still orthonormal.
 #
-# **Predict.** $Q_8^\top Q_8$ is the identity. Is $Q_8 Q_8^\top$ the identity, too?
+# **Predict.** For the square $Q$, both $Q^\top Q$ and $Q Q^\top$ are the identity. $Q_8^\top Q_8$
+# is, too. Is $Q_8 Q_8^\top$?
 
 # %% tags=["nbval-check-output"]
 Q8 = Q[:, :8]                                        # (64, 8)
 P = Q8 @ Q8.T                                        # (64, 64)
+print("Q @ Q.T, square, is the identity:", torch.allclose(Q @ Q.T, torch.eye(64)))
 print("Q8.T @ Q8 is the identity:", torch.allclose(Q8.T @ Q8, torch.eye(8)))
 print("Q8 @ Q8.T is the identity:", torch.allclose(P, torch.eye(64)))
 print("doing P twice is doing it once:", torch.allclose(P @ P, P))
@@ -415,18 +421,18 @@ print("singular values:    ", [f"{s:.2f}" for s in torch.linalg.svdvals(B)])
 # %%
 row, col = torch.arange(16.0)[:, None], torch.arange(16.0)
 shapes = {
-    "stripes": (col % 4 < 2).expand(16, 16),
-    "chess": (row // 2 + col // 2) % 2 == 0,
-    "cross": ((row - 7.5).abs() < 2) | ((col - 7.5).abs() < 2),
-    "disc": (row - 7.5) ** 2 + (col - 7.5) ** 2 < 45,
     "diagonal": row == col,
+    "chess": (row // 2 + col // 2) % 2 == 0,
     "noise": torch.rand(16, 16, generator=generator),
+    "stripes": (col % 4 < 2).expand(16, 16),
+    "disc": (row - 7.5) ** 2 + (col - 7.5) ** 2 < 45,
+    "cross": ((row - 7.5).abs() < 2) | ((col - 7.5).abs() < 2),
 }
 shapes = {name: picture.double() for name, picture in shapes.items()}
 plots.pictures(
     shapes,
-    alt="Six small pictures: upright stripes, a chess board, a white cross, a white disc, a white "
-    "diagonal line on black, and random grey values.",
+    alt="Six small pictures: a white diagonal line on black, a chess board, random grey values, "
+    "upright stripes, a white disc, a white cross.",
 )
 
 # %% tags=["nbval-check-output"]
@@ -621,8 +627,9 @@ assert values["64 × 64"][-1] / values["64 × 64"][0] < 0.05               # "ne
 # ## 7. Noise hides low rank
 #
 # The next cell makes a picture of a woven cloth, as a sum of three patterns. In each of them all
-# rows are multiples of one row, so it has rank 1. Then comes noise, four times as strong as each of
-# the two woven patterns.
+# rows are multiples of one row, so it has rank 1. (The chess board of section 4 had rank 2. It is
+# such a pattern of +1 and −1, plus an even grey: two pieces.) Then comes noise, four times as
+# strong as each of the two woven patterns.
 
 # %%
 def weave(length, thread):
@@ -692,10 +699,11 @@ print("same as linalg.low_rank:", torch.allclose(cleaned, linalg.low_rank(noisy,
 
 # %% [markdown]
 # **Explain.** Nearly all of the squared noise is gone, although nobody said what a cloth looks
-# like. (There was more than twice as much noise as cloth, in squares. So what is left is still a
-# third of the cloth in size.) Noise spreads evenly over all directions, so three directions hold
-# only a small share of it. A matrix of rank 3 is made of about $3\,(m + n)$ numbers, not of $m n$:
-# about that share of the noise stays.
+# like. Noise spreads evenly over all 120 directions. Three directions known beforehand would hold
+# 3/120 of it. But yours were found in the noisy picture, so the noise has turned them a little, and
+# that costs some more. Together it is about $3\,(m + n)$ of $m n$: a matrix of rank 3 is made of
+# about $3\,(m + n)$ numbers. (The noise was large: its sum of squares was more than twice that of
+# the cloth. So the error that is left still has about a third of the size of the cloth.)
 #
 # The package's `low_rank` does the same. [Chapter 02](02_svd.ipynb) shows that no matrix of rank 3
 # is closer to the noisy picture.
@@ -721,7 +729,8 @@ plots.curves(
 # %% [markdown]
 # **Explain.** Fewer than three lose a pattern. More than three let noise back in, step by step.
 # Here the best rank is where the singular values fall below the noise edge. (Values only just above
-# it are mostly noise, too. Gavish and Donoho, 2014, say where exactly to cut.)
+# it are mostly noise, too. Gavish and Donoho, 2014, say where exactly to cut. If σ is not known,
+# they estimate it from the median of the singular values.)
 #
 # There is a limit. With the slider, make the noise stronger, and watch how many values stand out.
 # (Without a kernel, see the table below.)
@@ -753,8 +762,12 @@ for sigma in (0.2, 1.0, 4.0):
     print(f"sigma {sigma}: {above} clearly above the edge, relative error {error:4.0%}")
 
 # %% [markdown]
-# **Explain.** When a pattern is too weak against the noise, its singular value sinks below the
-# edge. The singular values then no longer show it.
+# **Explain.** When a pattern is too weak against the noise, its value is lost among those of the
+# noise. An error above 100 % is worse than a black picture.
+#
+# The pattern's own singular value need not reach the edge, because the noise enlarges it. The limit
+# is $\sigma \sqrt[4]{m n}$, here about half the edge (Benaych-Georges and Nadakuditi, 2012). Below
+# it, the singular values no longer show the pattern.
 #
 # Keep this picture in mind: *a few values above an edge, and a long tail like noise.* In [chapter
 # 03](03_a_convolution_is_a_matrix.ipynb) you will meet it in the layers of a trained network.
@@ -772,6 +785,7 @@ assert errors[0] > errors[1] > errors[2]
 assert 0 <= float(cloth.min()) and float(cloth.max()) <= 1
 outcomes = {sigma: try_noise(sigma)[1] for sigma in (0.2, 1.0, 4.0)}
 assert outcomes[0.2] == outcomes[1.0] == 3 and outcomes[4.0] < 3
+assert abs(edge / (120 * 180) ** 0.25 - 2) < 0.02                    # "about half the edge"
 
 # %% [markdown]
 # ## Recap
@@ -798,8 +812,9 @@ assert outcomes[0.2] == outcomes[1.0] == 3 and outcomes[4.0] < 3
 # 0?
 #
 # <details><summary>Answer</summary>
-# Rank 1, because all rows are the same. With the zeros on the diagonal no row is a mixture of the
-# others: rank 100. More zeros do not mean a lower rank.
+# Rank 1, because all rows are the same. With the zeros on the diagonal, add up all 100 rows: every
+# entry is 99 × 7. So the row of 100 sevens is a mixture of the rows. Take one row away from it, and
+# a single 7 is left. Such rows can build everything: rank 100. More zeros do not mean a lower rank.
 # </details>
 #
 # **3.** The columns of $U$, of shape (600, 20), are orthonormal. Which of $U^\top U$ and $U U^\top$
@@ -834,8 +849,8 @@ assert S.shape == (2,) and U.shape == Vh.shape == (2, 2)         # the slider of
 #   columns have in common?
 # - In section 3, multiply two orthogonal matrices. Is the product orthogonal? Check it with
 #   `orthogonality_error`, then say why.
-# - In section 7, weave a fourth pattern into the cloth, with the factor 0.05 instead of 0.25. At
-#   which noise do you lose it?
+# - In section 7, weave a fourth pattern into the cloth, with the factor 0.05 instead of 0.25. Its
+#   own singular value is $0.05 \sqrt{m n}$. At which noise should you lose it, and at which do you?
 #
 # **The way on.** You have seen that a few directions can hold a whole picture. [Chapter
 # 02](02_svd.ipynb) asks for the best of all such small copies. [Chapter
@@ -851,3 +866,6 @@ assert S.shape == (2,) and U.shape == Vh.shape == (2, 2)         # the slider of
 #   matrices*, Mathematics of the USSR-Sbornik, 1967.
 # - M. Gavish and D. L. Donoho, *The optimal hard threshold for singular values is 4/√3*, IEEE
 #   Transactions on Information Theory, 2014. (how to clean a noisy matrix)
+# - F. Benaych-Georges and R. R. Nadakuditi, *The singular values and vectors of low rank
+#   perturbations of large rectangular random matrices*, Journal of Multivariate Analysis, 2012.
+#   (which patterns noise hides)

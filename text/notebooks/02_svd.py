@@ -12,7 +12,7 @@
 # **The question:** What is the best small copy of a matrix?
 #
 # A photograph of 307,200 numbers is kept in 22,240, and you still recognise the person. This
-# chapter shows how, and puts it to the test that no other copy of that kind comes closer.
+# chapter shows how, and tests the claim that no other copy of that kind is closer.
 #
 # **After this chapter you can**
 #
@@ -368,9 +368,24 @@ plots.curves(
 # **Eckart-Young theorem** has been proved: no matrix of rank $r$ is closer to $A$ than its
 # truncated SVD. The answer to this chapter's question is two lines of code.
 #
+# <details><summary>Why is that so? (a short proof)</summary>
+#
+# Let $B$ have rank $r$, and let the orthonormal columns of $Q$, of shape $(m, r)$, build all
+# columns of $B$. No such matrix is nearer to $A$ than $Q Q^\top A$, the "best mixture" of the first
+# try. By Pythagoras, $\|A - B\|_F^2 \ge \|A\|_F^2 - \|Q^\top A\|_F^2$.
+#
+# Put in the SVD: $\|Q^\top A\|_F^2 = s_1^2 w_1 + s_2^2 w_2 + \dots$ with $w_i = \|Q^\top u_i\|^2$.
+# Each $w_i$ is at most 1, and all together are at most $r$. So the sum is largest if the first $r$
+# weights are 1, and the others 0. At least $s_{r+1}^2 + s_{r+2}^2 + \dots$ is then missing: the
+# error of the truncated SVD.
+# </details>
+#
 # "Closer" means a smaller sum of squared differences, in which every number counts the same. If
 # some numbers matter more than others, another copy may serve you better. [Chapter
 # 07](07_responses_not_weights.ipynb) makes use of that.
+#
+# The truncated SVD is also the best copy if you measure the error by its largest stretch, which is
+# then $s_{r+1}$ (the *spectral norm*; Mirsky, 1960).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -378,6 +393,11 @@ assert luck > 0.9 > best                              # "Luck does not come near
 assert all(error >= best - 1e-9 for error in errors)  # never below
 assert all(after <= before + 1e-9 for before, after in zip(errors, errors[1:], strict=False))
 assert errors[-1] - best < 0.002                      # "comes down to"
+Q = torch.linalg.qr(torch.randn(m, 20, dtype=photo.dtype)).Q          # of the folded proof
+U_all, S_all, _ = torch.linalg.svd(photo, full_matrices=False)
+w = (Q.T @ U_all).square().sum(0)
+assert w.max() <= 1 + 1e-9 and w.sum() <= 20 + 1e-9
+assert torch.allclose((Q.T @ photo).square().sum(), (S_all.square() * w).sum())
 
 # %% [markdown]
 # ## 5. Does it save anything?
@@ -430,8 +450,12 @@ for shape in [(512, 512), (512, 1024), (512, 4608)]:
 # %% [markdown]
 # The last one, 512 × 4608, is the size of the largest layers in a ResNet-18: 512 outputs, each with
 # 512 × 3 × 3 weights. [Chapter 05](05_factorizing.ipynb) splits such layers. (For photographs there
-# are better formats: JPEG looks at small blocks. But a layer of a network has to be *multiplied*
-# with, and two factors can do that directly.)
+# are better formats: JPEG looks at small blocks. But a network does not look at its layers, it
+# multiplies with them.)
+#
+# A layer has to be *multiplied* with a vector $x$. The matrix takes $m n$ multiplications for that.
+# Two factors take $r\,(m + n)$, so the break-even is the same. But mind the order: `left @ (right @
+# x)`. With `(left @ right) @ x` you build the large matrix again.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -470,7 +494,9 @@ def quick_svd(matrix, rank, spare=10, rounds=4):
 # %% [markdown]
 # Why can random vectors help? Each product with the matrix stretches them most along the strong
 # pieces and least along the weak ones. After a few rounds their mixtures hold the strong
-# directions, and a few spare ones. What is left is a matrix of a few rows, cheap to split.
+# directions, and a few spare ones. What is left is a matrix of a few rows, cheap to split. (You
+# have met this: each turn of the alternating least squares of section 4 takes the same two
+# products, with $A$ and with $A^\top$.)
 #
 # **Predict.** The photo is enlarged to four times as many pixels. How much faster is the shortcut,
 # and how much worse?
@@ -528,6 +554,11 @@ assert relative_error((U20 * S20) @ Vh20, photo) < 1.01 * best
 # the SVD of the data after the mean has been subtracted. Try it on scikit-learn's 8 × 8 digits:
 # each row of the matrix is one picture. The directions are the rows of `Vh`. To compare two of
 # them, take the cosine of the angle between them: 1 means the same direction.
+#
+# The variance along direction $i$ is $s_i^2 / (N - 1)$, for $N$ pictures. (Write $X$ for the
+# centred data. From $X = U\,\mathrm{diag}(S)\,V^\top$ follows $X^\top X =
+# V\,\mathrm{diag}(S)^2\,V^\top$: the columns of $V$ are the eigenvectors of the covariance $X^\top
+# X / (N - 1)$.)
 
 # %% tags=["nbval-check-output"]
 from sklearn.datasets import load_digits
@@ -599,8 +630,8 @@ print("P @ photo is the rank-20 copy:", torch.allclose(P @ photo, linalg.low_ran
 # %% [markdown]
 # **Explain.** The second one. $P = U_r U_r^\top$ is a **projector**. It keeps what lies in the 20
 # strongest directions and removes the rest; doing it twice changes nothing more. So the best copy
-# can also be written as $P A$: cut the *output* of $A$ to a few directions. [Chapter
-# 07](07_responses_not_weights.ipynb) uses this form.
+# can also be written as $P A$. If $A$ is a layer with the output $A x$, then $P A x$ is this
+# output, cut to a few directions. [Chapter 07](07_responses_not_weights.ipynb) uses this form.
 #
 # ### Signs and ties are not unique
 #
@@ -707,3 +738,5 @@ assert linalg.break_even_rank(300, 600) == 200 and 100 * 900 == 300 * 600 / 2
 #   algorithms for constructing approximate matrix decompositions*, SIAM Review, 2011.
 # - I. T. Jolliffe and J. Cadima, *Principal component analysis: a review and recent developments*,
 #   Philosophical Transactions of the Royal Society A, 2016.
+# - L. Mirsky, *Symmetric gauge functions and unitarily invariant norms*, Quarterly Journal of
+#   Mathematics, 1960. (the spectral norm)

@@ -99,7 +99,7 @@ def look(place):
     tiles(grid[0, 1], digit, "image", 0, 1, (j, i, 3, 3))
     tiles(grid[0, 2], output, "output", -4, 4, (j, i, 1, 1))
     tiles(grid[1, 0], row[None], "kernel: a row", -2, 2)
-    tiles(grid[1, 1], patches, "patches: one a column", 0, 1, (place, 0, 1, 9))
+    tiles(grid[1, 1], patches, "patches: one in each column", 0, 1, (place, 0, 1, 9))
     tiles(grid[1, 2], output.reshape(1, 36), "output: a row", -4, 4, (place, 0, 1, 1))
     alt = f"Above: kernel, image and output, patch {place} framed. Below the same as a product: "
     plots.show(figure, alt + f"the kernel, the patches with column {place} framed, the output.")
@@ -157,9 +157,9 @@ def convolve(conv, x):
 
 # %% [markdown]
 # Try it on a real network. The course ships two trained ResNet-18s. The outputs on this page were
-# made with the one for Imagenette, ten kinds of photographs. Where its images cannot be had,
-# `find_data` chooses the one for handwritten digits. That has a quarter of the channels in every
-# layer, so your numbers differ. The text says where that matters.
+# made with the one for Imagenette, ten kinds of photographs. If these photographs are not
+# available, `find_data` chooses the one for handwritten digits. That has a quarter of the channels
+# in every layer, so your numbers differ. The text says where that matters.
 #
 # **Predict.** The network has strides of 1 and 2, paddings of 0, 1 and 3, kernels of 1, 3 and 7. On
 # how many of its convolutions do these few lines agree with PyTorch?
@@ -171,7 +171,7 @@ convs = {n: layer for n, layer in trained.named_modules() if isinstance(layer, n
 
 agree = []
 for conv in convs.values():
-    x = torch.randn(2, conv.in_channels, 16, 16)     # an even size: stride 2 leaves a rest
+    x = torch.randn(2, conv.in_channels, 16, 16)     # even: with stride 2 one row is left over
     wanted = conv(x).flatten(2)                      # (2, O, places)
     agree.append(torch.allclose(convolve(conv, x), wanted, rtol=1e-3, atol=1e-4))
 print(f"{name}: {sum(agree)} of {len(convs)} convolutions agree")
@@ -244,14 +244,14 @@ for corner, layout in zip((221, 223, 222, 224), layouts, strict=True):
     lay_out(figure.add_subplot(corner), layout)
 plots.show(
     figure,
-    "The same 54 numbers as four matrices. Channel: 3 rows, one a colour. Input: 2 rows, one "
-    "strong and one pale. Spatial: 6 × 9, in which each 3 × 3 block is one filter as it is. "
+    "The same 54 numbers as four matrices. Channel: 3 rows, one for each colour. Input: 2 rows, "
+    "one strong and one pale. Spatial: 6 × 9, in which each 3 × 3 block is one filter as it is. "
     "Position: 9 rows, one for each number.",
 )
 
 # %% [markdown]
-# - **channel**: one row an output channel. This is the $W$ of section 1.
-# - **input**: one row an input channel.
+# - **channel**: one row for each output channel. This is the $W$ of section 1.
+# - **input**: one row for each input channel.
 # - **spatial**: each $k \times k$ block is one filter as you would draw it.
 # - **position**: one row for each place in the kernel.
 #
@@ -451,6 +451,13 @@ print("MACs, the package's count:  ", count_macs(trained, image))
 total = count_parameters(trained)
 print(f"the convolutions hold {sum(parameters.values()) / total:.1%} of all parameters")
 
+# %% [markdown]
+# **Explain.** The MACs agree. What is missing of the parameters are the linear layer and the
+# **batch norms**, which have two numbers for each channel. The work of the batch norms, of ReLU and
+# of the additions at the shortcuts is not counted as MACs: it is the custom to count convolutions
+# and matrix products only. The rest costs little arithmetic, but some time ([chapter
+# 10](10_does_it_run_faster.ipynb)).
+
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert sum(macs.values()) + fc == count_macs(trained, image)
 assert sum(parameters.values()) > 0.97 * total and trained.fc.out_features == 10
@@ -590,7 +597,7 @@ stem_S = spectra["trained"]["conv1"]
 
 # %%
 figure = Figure(figsize=(11, 7.2))
-grid = figure.subplots(4, 5, sharex=True, sharey=True)
+grid = figure.subplots(4, 5, sharex=True, sharey="row")
 lines = {"random": {"color": plots.GREY, "linestyle": "--"},
          "trained": {"color": plots.COLOURS[0], "linestyle": "-"}}
 for n in convs:
@@ -605,7 +612,7 @@ figure.supxlabel("index of the singular value (% of the full rank)")
 figure.supylabel("singular value (noise edge = 1)")
 plots.show(
     figure,
-    f"Twenty small diagrams, one a convolution. In {above} of them the trained curve starts "
+    f"Twenty small diagrams, one for each convolution. In {above} of them the trained curve starts "
     "clearly above the noise edge; then it follows the random one in a long tail. The stem "
     f"differs most: it starts at {stem_S[0]:.1f} and falls to {stem_S[-1]:.2f}.",
 )
@@ -616,12 +623,24 @@ for key, counts in clear.items():
     touched = sum(count > 0 for count in counts.values())
     print(f"{key:8} {sum(counts.values()):4d}, in {touched} of 20 layers")
 
+# %%
+size = {key: [float(network.get_submodule(n).weight.norm()) for n in convs]
+        for key, network in {"random": untrained, "trained": trained}.items()}
+ratio = [t / r for t, r in zip(size["trained"], size["random"], strict=True)]
+print("size (Frobenius norm) of the trained kernels, if the random one has size 1:")
+print(f"stem {ratio[0]:.2f}, the others {min(ratio[1:]):.2f} to {max(ratio[1:]):.2f}")
+
+
 # %% [markdown]
-# **Explain.** Most at the upper end. Training pulls some directions out of the noise. The long tail
-# lies a little lower. (It must: each matrix is divided by its own $\sigma$, so what the top gains,
-# the tail loses.) But it stays: its second half keeps more than half of its random height. Only the
-# stem has really become low-rank. (With the digits, whose images are simple, fewer stand out and in
-# fewer layers, the tail hardly sinks, and even the stem is only somewhat nearer to a low rank.)
+# **Explain.** In *shape*, most at the upper end: some directions rise out of the noise. The second
+# half of the tail sinks, but keeps more than half of its random height. (Each matrix is divided by
+# its own $\sigma$. So what the top gains, the tail must lose.) Only the stem has really become
+# low-rank. (With the digits, whose images are simple, fewer values stand out, and in fewer layers.
+# The tail hardly sinks, and even the stem is only somewhat nearer to a low rank.)
+#
+# In *size*, something else happened. Weight decay has shrunk the kernels (with the digits only a
+# little). Only the stem has grown. The size of a kernel hardly matters here, because the batch norm
+# behind it divides by the size of the output. That is why you may compare shapes.
 #
 # Now in numbers: how much of its full rank does each layer need for 90 % of the energy?
 #
@@ -636,9 +655,10 @@ def needed(S):
 need = {key: [needed(S) for S in of.values()] for key, of in spectra.items()}
 figure = Figure(figsize=(9, 3.8))
 axes = figure.subplots()
-axes.vlines(range(20), need["trained"], need["random"], "#C8C8C8", linewidth=4, zorder=0)
-axes.scatter(range(20), need["random"], marker="s", s=60, color=plots.GREY, label="random")
-axes.scatter(range(20), need["trained"], s=60, color=plots.COLOURS[0], label="trained")
+axes.vlines(range(20), need["trained"], need["random"], "#C8C8C8", linewidth=4, zorder=2)
+dots = {"s": 60, "zorder": 3}                        # before the grid
+axes.scatter(range(20), need["random"], marker="s", color=plots.GREY, label="random", **dots)
+axes.scatter(range(20), need["trained"], color=plots.COLOURS[0], label="trained", **dots)
 axes.set(ylabel="rank for 90 % energy\n(% of the full rank)", ylim=(0, 100))
 axes.set(xticks=middles, xticklabels=stages, xlabel="convolution, from first to last")
 axes.legend(loc="lower right")
@@ -672,11 +692,25 @@ for layout, lay in layouts.items():
     (m, n), r = lay(K).shape, linalg.rank_for_energy(torch.linalg.svdvals(lay(K)), 0.9)
     print(f"{layout:8} rank {r:3d} of {min(m, n):3d}: {r * (m + n) / K.numel():4.0%}")
 
+# %%
+_ = torch.manual_seed(0)                             # the training began from this seed
+start = models.resnet18(width=trained.conv1.out_channels)
+left = []
+for n in convs:
+    W0, W1 = start.get_submodule(n).weight.flatten(), convs[n].weight.flatten()
+    left.append(float(F.cosine_similarity(W0, W1, dim=0)) ** 2)
+print("share of a kernel's energy that is still its own random start:")
+print(f"stem {left[0]:.0%}, the others {min(left[1:]):.0%} to {max(left[1:]):.0%}")
+
 # %% [markdown]
-# **Explain.** Every layout still needs more than half of the numbers, and 90 % of the energy would be
-# an error of up to 32 % ([chapter 02](02_svd.ipynb)). Is the tail only noise that one can cut off?
-# Training began with random numbers and built on them, so the network may well use them.
-# [Chapter 05](05_factorizing.ipynb) cuts, and measures what is lost.
+# **Explain.** In this layer every layout still needs more than half of the numbers, and 90 % of the
+# energy would be an error of up to 32 % ([chapter 02](02_svd.ipynb)).
+#
+# Is the tail only noise that one can cut off? The second cell compares each kernel with the random
+# numbers from which its training began. Outside the stem, a good part of it is still that start
+# (with the digits most of it). So much of the long tail was never learned. But the layers were
+# trained together with it, so the network may still use it. [Chapter 05](05_factorizing.ipynb)
+# cuts, and measures what is lost.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert of_full_rank == 20
@@ -697,6 +731,8 @@ if name == "imagenette":
 for lay in layouts.values():
     m, n = lay(K).shape
     assert linalg.rank_for_energy(torch.linalg.svdvals(lay(K)), 0.9) * (m + n) > 0.5 * K.numel()
+assert ratio[0] > 1.2 and max(ratio[1:]) < 1.1                           # "Only the stem has grown"
+assert left[0] < min(left[1:]) and min(left[1:]) > 0.1                   # "a good part of it"
 
 # %% [markdown]
 # ## 7. What the layers give out
@@ -719,7 +755,7 @@ def brighten(numbers):                               # to the range 0 to 1
 
 # %%
 maps = trained.conv1(batch)[0]                       # (O, high, wide)
-figure = Figure(figsize=(10, 3.2))
+figure = Figure(figsize=(10, 3.8))
 grid = figure.subplots(2, 7)
 grid[0, 0].axis("off")
 grid[1, 0].imshow(data.to_picture(batch[0]))
@@ -727,18 +763,22 @@ grid[1, 0].set_title("image")
 for place, axes in enumerate(grid[:, 1:].T):
     axes[0].imshow(brighten(stem[place]).permute(1, 2, 0), interpolation="nearest")
     axes[1].imshow(brighten(maps[place]))
+    axes[0].set_title("filter")
+    axes[1].set_title("its map")
 for axes in grid.flat:
     axes.axis("off")
 plots.show(
     figure,
     f"One image ({images.classes[7]}), six filters of the stem, and under each its feature map: a "
-    "grey picture of the image, bright where the image looks like the filter.",
+    "grey picture of the image, bright where patch times filter is large.",
 )
 
 # %% [markdown]
-# A map is bright where the image resembles the filter. From stage to stage, the maps get smaller,
-# and from layer2 on there are more of them. Of each stage, the next cells show the map with the
-# greatest contrast.
+# A map is bright where patch times filter is large: where the image resembles the filter, or is
+# simply strong. (White is strong in all three colours, so a red filter can answer to it as well.
+# And each picture of a filter is stretched from its smallest to its largest number, so it does not
+# show which are negative.) From stage to stage, the maps get smaller, and from layer2 on there are
+# more of them. Of each stage, the next cells show the map with the greatest contrast.
 #
 # **Predict.** After which stage can you no longer say what is in the image?
 
@@ -767,32 +807,45 @@ plots.pictures(
     "detail; those of the later stages have fewer and larger pixels.",
 )
 
+
 # %% [markdown]
 # **Explain.** There is no exact answer. But a late map has only a few pixels. It says roughly
 # *where* its pattern is, and no longer shows what the image looks like. *What* is in the image
 # shows in which of the many maps are bright. (With the digits, a map of layer4 is a single pixel.
 # It is drawn black, and cannot say where.)
 #
-# Compare the six maps of the stem once more. Several show nearly the same picture, although their
-# filters differ. The **correlation** measures that: 1 means the same picture up to brightness and
-# contrast, −1 its negative, 0 nothing in common. (The sign is left out here.)
+# Compare the six maps of the stem once more. How alike are they? The **correlation** measures that:
+# 1 means the same picture up to brightness and contrast, −1 its negative, 0 nothing in common. (The
+# sign is left out here.) Find for each map the one that is most like it, and take the average of
+# these correlations. Do the same for the filters.
 #
-# **Predict.** Find for each map the one that is most like it. How large is their correlation, on
-# average?
+# **Predict.** Are the maps more alike than their filters? And with the *random* filters of section
+# 5?
 
 # %%
-alike = torch.corrcoef(maps.flatten(1)).abs().fill_diagonal_(0)          # (O, O)
-print(f"a map's correlation with its nearest relative: {alike.max(1).values.mean():.2f} on average")
+def likeness(rows):                                  # (n, numbers): with the nearest, on average
+    alike = torch.corrcoef(rows).abs().fill_diagonal_(0)                 # (n, n)
+    return float(alike.max(1).values.mean())
+
+
+nearest = {}
+for title, network in {"trained": trained, "random": untrained}.items():
+    filters, given = network.conv1.weight.flatten(1), network.conv1(batch)[0].flatten(1)
+    nearest[title] = likeness(filters), likeness(given)
+    print("{:8} filters {:.2f}, maps {:.2f}".format(title, *nearest[title]))
 
 # %% [markdown]
-# **Explain.** Images are smooth, and show only few of the patterns that a kernel could see. (On
-# Imagenette the stem's own kernel helps: it is nearly low-rank, so this is no proof yet. Chapter 07
-# measures all layers.) So the *outputs* of a layer may have nearly a low rank even if its *kernel*
-# has not. **Low rank of the weights is one thing, low rank of what a network does with images is
-# another.** [Chapter 07](07_responses_not_weights.ipynb) makes a method of it.
+# **Explain.** The maps are more alike than their filters, and even random filters give maps that
+# are alike. So the image does it: images are smooth, and show only few of the patterns that a
+# kernel could see.
+#
+# So the *outputs* of a layer may have nearly a low rank even if its *kernel* has not. **Low rank of
+# the weights is one thing, low rank of what a network does with images is another.** [Chapter
+# 07](07_responses_not_weights.ipynb) measures all layers, and makes a method of it.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
-assert float(alike.max(1).values.mean()) > 0.6                           # "nearly the same picture"
+assert nearest["trained"][1] > nearest["trained"][0] + 0.05 and nearest["trained"][1] > 0.6
+assert nearest["random"][1] > nearest["random"][0] + 0.2                 # "even random filters"
 areas = [seen[key].shape[1] * seen[key].shape[2] for key in steps]
 counts = [len(seen[key]) for key in steps]
 assert areas == sorted(areas, reverse=True) and counts == sorted(counts)

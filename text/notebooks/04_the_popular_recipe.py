@@ -278,10 +278,10 @@ assert sorted(c.weight.numel() for c in convolutions).index(m * n) < 5    # "sma
 # %% [markdown]
 # ## 4. A short live run
 #
-# The full recipe takes more than an hour on two cores (section 9). Here is a short version: square
-# images of 32 pixels, one pass over 1,280 of them, so 40 steps. All else is the recipe's. If you
-# have no Imagenette, the handwritten digits stand in, with a quarter of the channels. The cut is
-# then to rank 2 of 16: also an eighth.
+# The full recipe takes more than an hour on two cores (section 9). Here is a short version: images
+# of 32 pixels, one pass over 1,280 of them, so 40 steps. The images are cut to squares first, and
+# some are held out. All else is the recipe's. If you have no Imagenette, the handwritten digits
+# stand in, with a quarter of the channels. The cut is then to rank 2 of 16: also an eighth.
 
 # %%
 kind = data.find_data("digits" if quick else "auto")
@@ -420,12 +420,14 @@ for name in LAYERS:
     print(f"{name}: rank of the gradient {linalg.numerical_rank(gradient)} of {width}")
 
 # %% [markdown]
-# The gradient has full rank. Subtract a multiple of it from a matrix of low rank, and little of its
-# rank can be lost. (Momentum only adds earlier gradients.) So one step brings the rank up to nearly
-# full, and a few more do the rest. (The *numerical* rank can lag some steps behind, as long as what
-# was added is smaller than the tolerance: see section 9.) And yet the right-hand picture says that
-# the first directions hold nearly all of the energy. Both are true. Look at the singular values
-# themselves.
+# The gradient has full rank, 64 (with the digits 16). A matrix of rank 8 can cancel at most 8 of
+# these directions. So after one step the rank is at least 64 − 8 = 56 (with the digits 16 − 2 =
+# 14), and a few more steps do the rest. (Momentum only adds earlier gradients. The *numerical* rank
+# can lag some steps behind, as long as what was added is smaller than the tolerance: see section
+# 9.)
+#
+# And yet the right-hand picture says that the first directions hold nearly all of the energy. Both
+# are true. Look at the singular values themselves.
 
 # %%
 chosen = (0, 1, 10, 40)
@@ -516,8 +518,8 @@ plots.bars(
 # **Explain.** The cut takes a few percent of the energy and a large part of the accuracy.
 # Recalibration brings back some of that, not all. (It helps the uncut network as well, whose stored
 # means still lag behind the weights. So compare the two that were recalibrated.) So after these
-# steps the network is not of low rank in any way that helps: its rank is full, and you cannot cut
-# it without a loss.
+# steps the network is not of low rank in any way that helps: its rank is full, and this cut costs
+# much. (Section 9 looks again, after longer training.)
 #
 # How would the rank stay low? Not by a cut at the start, but **by shape**: the product of a thin and
 # a flat factor cannot have a higher rank, whatever the optimiser does.
@@ -669,21 +671,20 @@ print(f"the control's loss falls {fall[False] / fall[True]:.0%} as far")
 print(f"paired t-test over the seeds: p-value {ttest_rel(ends[True], ends[False]).pvalue:.2g}")
 
 # %% [markdown]
-# **Explain.** Without the cut the network learns about as much in these 40 steps. **The retraining is
-# simply training.** Is it the same for the recipe's five epochs? That is likely, but not shown here: it
-# takes the same control at full size, so another hour and more for each seed.
+# **Explain.** The network learns without the cut, too. So the cut is not what makes it learn. **The
+# retraining is simply training.** Is it the same for the recipe's five epochs? That is likely, but
+# not shown here: it takes the same control at full size, so another hour and more for each seed.
 #
 # The p-value says how often chance alone would make a difference at least so large, if the cut
 # changed nothing. Above 0.05, these three pairs do not show one. That does not prove that there is
 # none: three pairs are few. (This tests the loss. Top-1 on so few images moves more by chance:
 # section 8.) You may still find the cut network somewhat *ahead* in these first steps: a cut can
 # change how fast training starts. One possible reason: it makes the weights smaller, and where a
-# batch norm follows, the same step is then a larger one. "Now you" lets you test that. But the
-# network learns without it.
+# batch norm follows, the same step is then a larger one. "Now you" lets you test that.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
-assert 0.65 < fall[False] / fall[True] < 1.5                          # "about as much"
-assert abs(sum(scores[True]) - sum(scores[False])) / 3 < 0.4 * (sum(scores[True]) / 3 - 10) + 4
+assert ends[False].mean() < average[False][:2].mean() - 0.03         # "learns without the cut"
+assert sum(scores[False]) / 3 > 12
 
 # %% [markdown]
 # ## 8. A figure needs neighbours
@@ -694,27 +695,34 @@ assert abs(sum(scores[True]) - sum(scores[False])) / 3 < 0.4 * (sum(scores[True]
 
 # %%
 REPORTED = 64.79                                             # from the recipe
-error = 100 * math.sqrt(0.6479 * (1 - 0.6479) / data.COUNTS["val"])
-print(f"the recipe's own figure: {REPORTED} ± {error:.2f} %, full size, five epochs\n")
 
-print("here, in seconds or minutes (held-out images)")
-neighbours = {
-    "guessing": 10.0,
-    "the recipe, 40 steps": sum(scores[True]) / 3,
-    "its control, not cut": sum(scores[False]) / 3,
-    "trained well, then cut, not retrained": kept["trained, cut"],
-    "trained well, not cut": kept["trained, not cut"],
+
+def chance(percent, images):                                 # one standard error, in points
+    return math.sqrt(percent * (100 - percent) / images)
+
+
+error = chance(REPORTED, data.COUNTS["val"])
+print(f"the recipe's own figure: {REPORTED} ± {error:.2f} %, full size, five epochs\n")
+print("here, in seconds or minutes (held-out images; guessing gives 10 %)")
+neighbours = {                                               # top-1 (%), images
+    "the recipe, 40 steps": (sum(scores[True]) / 3, len(judge.dataset)),
+    "its control, not cut": (sum(scores[False]) / 3, len(judge.dataset)),
+    "trained well, then cut, not retrained": (kept["trained, cut"], len(seen.dataset)),
+    "trained well, not cut": (kept["trained, not cut"], len(seen.dataset)),
 }
-for title, accuracy in neighbours.items():
-    print(f"  {title:38} {accuracy:5.1f} %")
+for title, (accuracy, images) in neighbours.items():
+    print(f"  {title:38} {accuracy:5.1f} ± {chance(accuracy, images):.1f} % of {images}")
 
 # %% [markdown]
-# **Explain.** Each of them answers a question. Guessing: was anything learned? The control: does
-# that need the cut? The last two: what does a cut cost where there is something to lose? (With the
-# digits, compare these lines with each other, not with 64.79 %: it is another task and a narrower
-# network.) Without them, a reader may take 64.79 % for the price of compression. But nothing was
-# compressed. It is what five epochs of training reached, with a cut that the short run of section 7
-# could do without.
+# **Explain.** Each of them answers a question. Guessing tells you whether anything was learned. The
+# control tells you whether that needs the cut. The last two tell you what a cut costs where there
+# is something to lose. (Where two figures are no further apart than their ±, these images do not
+# show a difference. And with the digits, compare these lines with each other, not with 64.79 %: it
+# is another task and a narrower network.)
+#
+# Without them, a reader may take 64.79 % for the price of compression. But nothing was compressed.
+# It is what five epochs of training reached, with a cut that the short run of section 7 could do
+# without.
 #
 # Now put together what the recipe leads its reader to expect, and what you have measured. What did
 # you write down in section 1? Compare your list.
@@ -727,7 +735,7 @@ rows = [
     ("rank 8 of 64", "a half", f"{8 / 64:.1%}"),
     ("rank after these steps", f"{rank}", f"{min(ranks[-1])} of {width}"),
     ("the cut keeps", "what matters", f"{eighth['random'][0]:.0%} of a random one's energy"),
-    ("fall of the loss", "won back", f"{fall[False] / fall[True]:.0%} as far without the cut"),
+    ("the training", "mends it", f"uncut, the loss falls {fall[False] / fall[True]:.0%} as far"),
 ]
 print(f"{'':22} {'expected':14} measured")
 for what, expected, measured in rows:
@@ -735,16 +743,17 @@ for what, expected, measured in rows:
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert round(100 * (64 - 8) * (576 - 8) / (64 * 576)) == 86
-assert neighbours["its control, not cut"] > 12                        # "something was learned"
-assert neighbours["trained well, not cut"] > neighbours["trained well, then cut, not retrained"]
+assert neighbours["its control, not cut"][0] > 12                     # "anything was learned"
 assert data.COUNTS["val"] == 3925 and 0.7 < error < 0.8
 
 # %% [markdown]
 # ## 9. The whole recipe, recorded
 #
 # Your runs took 40 steps. `benchmarks/seed.py` ran the whole recipe, for more than an hour: five
-# epochs at 320 pixels, judged on all validation images. One thing differs: its images were enlarged
-# from 160 pixels, the size that the course uses. The record is part of the repository.
+# epochs at 320 pixels, judged on all validation images. Two things differ, both in the images. They
+# were enlarged from 160 pixels, the size that the course uses, so they are less sharp. And the
+# course cuts the middle square out of each photograph, where the recipe squeezes the whole
+# photograph to a square. The record is part of the repository.
 #
 # **Predict.** Does it reach the reported 64.79 %? What is the rank of the two layers after five
 # epochs? And what does it cost *now* to cut them again?
@@ -773,32 +782,37 @@ if whole:
         print(f" {first['energy']:18.2%} {second['energy']:8.2%}")
 
 # %%
+# As the recipe's page prints them: two for each epoch, means of 100 batches.
+PUBLISHED = [2.092, 1.813, 1.549, 1.418, 1.292, 1.268, 1.103, 1.096, 0.997, 0.988]
 if whole:
     recipe_losses = torch.tensor(whole["losses"])            # (5, 2), means of 100 batches
     an_epoch = math.ceil(whole["data"]["train"] / whole["recipe"]["batch_size"])
     at = [an_epoch * e + 100 * (i + 1) for e in range(5) for i in range(recipe_losses.shape[1])]
     plots.curves(
-        {"the recipe": (at, recipe_losses.flatten())},
+        {"rebuilt": (at, recipe_losses.flatten()), "published": (at, PUBLISHED)},
         levels={"guessing": math.log(10)},
         xlabel="steps of SGD",
         ylabel="loss, mean of 100 steps",
-        alt=f"The loss of the recorded run falls from {recipe_losses[0, 0]:.2f} after 100 steps to "
-        f"{recipe_losses[-1, -1]:.2f} in the fifth epoch.",
+        alt=f"Two losses, close together. The rebuilt run falls from {recipe_losses[0, 0]:.2f} to "
+        f"{recipe_losses[-1, -1]:.2f}; the published one lies a little lower throughout.",
     )
 
 # %% [markdown]
-# **Explain.** The rebuilt recipe ends 2.0 points below the reported figure. Judged on two different
-# sets of so many images, two equal networks would typically differ by about 1.1 points ($\sqrt2$
-# times the error of section 8). Another seed moves the figure, too, and the images are not quite
-# the same. So it is near, and one run cannot say more. At full size it behaves as your short run
-# did. Parameters and MACs are those of the start. The rank is full after five steps, and yet the
-# first 8 directions hold nearly all of the energy. Cut again, the network loses about half of its
-# accuracy.
+# **Explain.** The rebuilt recipe ends 2.0 points below the reported figure. Is it the same recipe?
+# Look at the picture: the losses that the page prints fall in the same way, but all ten are a
+# little lower. So the two are close, and not quite equal. The images are the likely reason, and
+# another seed moves the figure, too.
+#
+# At full size the network behaves as in your short run. Parameters and MACs are those of the start.
+# The rank is full after five steps, and yet the first 8 directions hold nearly all of the energy.
+# Cut again, the network loses about half of its accuracy.
 #
 # But look at the last figure of accuracy. **Measure the batch norms anew, and nearly all of that
 # comes back.** This speaks for the recipe: after the training, rank 8 would almost do for its two
-# layers. What is missing is to *store* the factors, and to recalibrate. (Two layers save little
-# even then: section 3. On your digits less came back. How much comes back depends on the network.)
+# layers. What is missing is to *store* the factors, and to recalibrate. (To be fair, the network
+# that was not cut should be recalibrated, too, as in section 5. The record does not hold that
+# figure, so the loss may be larger than it looks. And two layers save little even then: section 3.
+# On your digits less came back. How much comes back depends on the network.)
 #
 # From epoch to epoch the loss still falls. (An epoch has two dots in the picture, for its first and
 # its second hundred steps.) So the figure says how far this training has come, not what the network
@@ -809,8 +823,8 @@ if whole:
 if whole:
     assert whole["recipe"]["size"] == 320 and whole["data"]["source_pixels"] == 160
     assert minutes > 60 and whole["data"]["train"] == 9469               # "more than an hour"
-    assert abs(got["retrained"] - whole["reported"]) < 2 * math.sqrt(2) * error
-    assert round(math.sqrt(2) * error, 1) == 1.1
+    ours = recipe_losses.flatten().tolist()
+    assert all(p < r < 1.1 * p for p, r in zip(PUBLISHED, ours, strict=True))    # "a little lower"
     assert round(whole["reported"] - got["retrained"], 1) == 2.0
     dense_run = json.loads(Path("../results/compressed.json").read_text(encoding="utf-8"))
     assert round(dense_run["jobs"]["dense"]["accuracy"]["val"], 1) == 90.0
@@ -851,8 +865,9 @@ if whole:
 #
 # 1. A matrix of low rank in its old shape saves no parameter, no MAC and no millisecond.
 # 2. SGD knows nothing of the cut: the numerical rank is full again after a few steps.
-# 3. The first directions still hold nearly all the energy, because they hold the start. Most of what
-#    training changed lies outside. Energy is size, not use.
+# 3. The first directions still hold nearly all the energy, because they hold the start. Energy does
+#    not say whether the rest is needed. Cut, recalibrate and ask the network: on the digits much
+#    was lost, in the recorded run little.
 # 4. Cutting random weights keeps nothing that was learned; what follows is simply training.
 # 5. A figure without a control and a baseline cannot say what a method does.
 #

@@ -109,7 +109,8 @@ print("the convolution is this matrix product:", torch.allclose(product, conv(x)
 #
 # $R$ has $r$ rows of $C k k$ numbers: that is a $k \times k$ convolution with only $r$ outputs. $L$
 # mixes these $r$ numbers at each position by itself: that is a $1 \times 1$ convolution. Here are
-# your two small convolutions, the **channel form**.
+# your two small convolutions, the **channel form**. (Each factor takes the square roots of the
+# singular values, as in [chapter 02](02_svd.ipynb).)
 
 # %%
 def channel(conv, rank):
@@ -462,6 +463,9 @@ for title, each in odd.items():
 print("stays dense:", layers.supported(nn.Conv2d(8, 8, 3, groups=8)))
 
 # %% [markdown]
+# Nothing stands *between* the two layers: no batch norm and no ReLU. One convolution is linear, so
+# the pair must be linear, too. A ReLU in the middle would make even the full-rank pair wrong.
+#
 # And the **batch norm** behind each convolution? It stays where it is, now behind the second layer.
 # In use (`eval()` mode) it multiplies each channel by a stored number and adds another. At full
 # rank its input is unchanged. Below full rank the stored numbers no longer fit: section 8 mends
@@ -479,6 +483,10 @@ print("stays dense:", layers.supported(nn.Conv2d(8, 8, 3, groups=8)))
 # With two ranks, one SVD is not enough. **HOOI** (higher-order orthogonal iteration) takes turns:
 # hold the channels on one side fixed, find the best ones on the other side with an SVD, and swap.
 # The library tensorly does it.
+#
+# Together these are $C r_1 + k k\, r_1 r_2 + r_2 O$ weights. With stride $s$ the first layer works
+# on the whole input, at $s^2$ times as many positions as the others. So there Tucker-2 costs $s^2 C
+# r_1 + k k\, r_1 r_2 + r_2 O$ MACs for each position of the output.
 
 # %%
 def tucker2(conv, rank_in, rank_out):
@@ -512,8 +520,9 @@ for form in forms:
     print(f"{form:8}: {shares[form]:.0%} of the weights, output error {losses[form]:.0%}")
 
 # %% [markdown]
-# **Explain.** The spatial form loses least on this layer. But the differences are small beside what
-# all of them lose. Another form alone does not solve the problem.
+# **Explain.** The spatial form loses least on this layer. (Tucker-2 was tried with two equal ranks
+# only, and the input is random.) But the differences are small beside what all of them lose.
+# Another form alone does not solve the problem.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -522,6 +531,10 @@ assert all(0.4 < share <= 0.51 for share in shares.values())
 assert min(losses, key=losses.get) == "spatial"
 assert max(losses.values()) - min(losses.values()) < 0.1 and min(losses.values()) > 0.33
 assert abs((-1 + (1 + 9 * 9 * 0.5) ** 0.5) / 9 - 0.6) < 0.01          # r / C at half of the weights
+r1, r2, hw, out = 8, 16, given[2] * given[3], after[2] * after[3]
+each = strided.in_channels * r1 * hw + (9 * r1 * r2 + r2 * strided.out_channels) * out
+assert count_macs(tucker2(strided, r1, r2), torch.zeros(given)) == each      # and with stride
+assert hw == 4 * out
 
 # %% [markdown]
 # ### CP, a warning
@@ -579,7 +592,7 @@ for form in ("channel", "spatial"):
     print(f"{form:8} form: error {relative_error(copy_of, matrix):.0%}")
 
 # %% [markdown]
-# **Explain.** The error hardly falls any more, but the pieces keep growing and cancel each other.
+# **Explain.** The error falls only slowly, but the pieces keep growing and cancel each other.
 #
 # Is that a problem? Disturb every number of the factors by about 1 %, as a training step or a short
 # number format would.
@@ -602,15 +615,15 @@ for form, change in moved.items():
 # %% [markdown]
 # **Explain.** CP makes a small disturbance several times larger. At equal cost its error is below
 # that of both SVD forms here, so it looks attractive on paper. But its users found it hard to
-# fine-tune (Lebedev et al., 2015), and later work adds a term that keeps the pieces small (Phan et
-# al., 2020). This course leaves it here.
+# fine-tune (Lebedev et al., 2015). Later work corrects the pieces: at the same error, it looks for
+# those that react least to such a disturbance (Phan et al., 2020). This course leaves it here.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
 cost = pieces * (sum(kernel.shape)) / kernel.numel()
 assert 0.4 < cost < 0.6                                               # "about half of the weights"
 assert found[10][1] < found[40][1] < found[160][1] and found[160][1] > 3
-assert found[40][0] - found[160][0] < 0.1                             # "falls only little"
+assert 0 < found[40][0] - found[160][0] < 0.05                        # "falls only slowly"
 assert moved["CP"] > 2 * moved["channel form"]                        # "several times"
 first_layer = dense.layer1[0].conv1
 for form in ("channel", "spatial"):
@@ -621,10 +634,11 @@ for form in ("channel", "spatial"):
 # %% [markdown]
 # ## 8. The whole network
 #
-# A ResNet-18 has 20 convolutions and a linear layer, of very different cost. `compress` tries the
-# channel and the spatial form, with many ranks, on each. (Tucker-2 only if you ask for it:
-# `form="tucker2"`.) It chooses so that the total fits a budget, here a fifth of the MACs. [Chapter
-# 06](06_choosing_ranks.ipynb) explains how it divides the budget among the layers.
+# A ResNet-18 has 20 convolutions and a linear layer. Most convolutions cost about equally many
+# MACs, but their numbers of weights differ widely. `compress` tries the channel and the spatial
+# form, with many ranks, on each. (Tucker-2 only if you ask for it: `form="tucker2"`.) It chooses so
+# that the total fits a budget, here a fifth of the MACs. [Chapter 06](06_choosing_ranks.ipynb)
+# explains how it divides the budget among the layers.
 #
 # `data=None` means that it looks at the weights only, as you did so far.
 
@@ -655,9 +669,10 @@ for title, values in spent.items():
 
 # %% [markdown]
 # **Explain.** Three measures, three answers. Early layers have few weights but many positions, so
-# they count much in MACs and little in weights. Milliseconds differ again: two layers mean two
-# starts, and one more tensor to write and read. [Chapter 10](10_does_it_run_faster.ipynb) is about
-# that. (`measure` in the package returns all costs at once.)
+# they count much in MACs and little in weights. Milliseconds differ again: each layer takes some
+# time to start, and the tensor between the two must be written and read. [Chapter
+# 10](10_does_it_run_faster.ipynb) is about that. (`measure` in the package returns all costs at
+# once.)
 #
 # Now the accuracy, **top-1**: the share of images for which the network's first answer is right.
 # You judge on held-out *training* images. The published validation images wait for the final
@@ -701,11 +716,15 @@ plots.bars(
 )
 
 # %% [markdown]
-# **Explain.** It brings back a good part, without training. So after a cut like this one: `eval()`
-# mode, and recalibrate before you judge. Otherwise you blame the SVD for what the batch norms do.
-# But recalibration is not free: it also moves a network that needs no repair ([chapter
-# 07](07_responses_not_weights.ipynb)). And a figure from so few images moves by chance. [Chapter
-# 08](08_retraining.ipynb) says what it takes to claim a difference.
+# **Explain.** It brings back a good part, without training. So after a cut like this one,
+# recalibrate the batch norms, and judge in `eval()` mode. Otherwise you blame the SVD for what the
+# batch norms do. But recalibration is not free: it also moves a network that needs no repair
+# ([chapter 07](07_responses_not_weights.ipynb)). And a figure from so few images moves by chance.
+# [Chapter 08](08_retraining.ipynb) says what it takes to claim a difference.
+#
+# Look at the plan again. On Imagenette some of the last kernels lost more than half of their
+# energy, and still most answers are right. So the energy of a kernel does not say what the network
+# loses.
 #
 # And yet a gap remains. You took the best copy of every kernel, and the network is truly smaller.
 # **Why does it lose so much?** Two suspicions:
@@ -731,12 +750,18 @@ early = [row for row in small.plan if row.name.startswith("layer1")]
 share = sum(row.before for row in early) / count_macs(dense, example)
 assert share > 3 * count_parameters(dense.layer1) / count_parameters(dense)
 lost = top1["dense"] - top1["truncated"]
-assert lost > 5                                                       # "The loss is large"
+assert lost > 5                                                       # "is lost"
 assert 0.2 * lost < top1["recalibrated"] - top1["truncated"] < lost   # "a good part"
 right = [answers(network, loaders["holdout"]) for network in (small, recalibrated)]
 won, lost_again = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
 assert binomtest(won, won + lost_again).pvalue < 0.05                 # the same images: McNemar
 assert all(map(torch.equal, small.parameters(), recalibrated.parameters()))   # "No weight changes"
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+if name == "imagenette":
+    assert max(row.error for row in small.plan) > 0.5                 # "more than half"
+    assert top1["recalibrated"] > 50                                  # "most answers"
 
 # %% [markdown]
 # ## Recap
@@ -804,8 +829,16 @@ assert linalg.break_even_rank(64, 64) == 32
 # %% [markdown]
 # ## Now you
 #
-# Change the budget in section 8 to 0.5 and run it again. Then find the smallest budget at which the
-# recalibrated network stays within 5 points of the dense one, on the held-out images.
+# (A hidden test may stop the run: the text was written for the old numbers. Go on below it, with
+# "Run Selected Cell and All Below".)
+#
+# - Change the budget in section 8 to 0.5 and run it again. Then find the smallest budget at which
+#   the recalibrated network stays within 5 points of the dense one, on the held-out images.
+# - Build the form that chapter 03 calls *input*: first $1 \times 1$ from $C$ to $r$, then $k \times
+#   k$ from $r$ to $O$. Which layer takes the stride? Test it at full rank.
+# - In section 6, keep the layout right and swap the padding of the two layers instead. Does the
+#   full-rank test find it? Does the shape of the output tell you?
+# - Put a ReLU between the two layers of `channel`, at full rank. How large is the error?
 #
 # **The way on.** [Chapter 06](06_choosing_ranks.ipynb) asks how much each layer deserves, [chapter
 # 07](07_responses_not_weights.ipynb) why plain SVD loses so much. In [chapter
@@ -825,6 +858,9 @@ assert linalg.break_even_rank(64, 64) == 32
 #   neural networks using fine-tuned CP-decomposition*, ICLR 2015.
 # - V. de Silva and L.-H. Lim, *Tensor rank and the ill-posedness of the best low-rank approximation
 #   problem*, SIAM Journal on Matrix Analysis and Applications, 2008.
+# - L. De Lathauwer, B. De Moor and J. Vandewalle, *On the best rank-1 and rank-(R1, R2, ..., RN)
+#   approximation of higher-order tensors*, SIAM Journal on Matrix Analysis and Applications, 2000.
+#   (HOOI)
 # - A.-H. Phan, K. Sobolev, K. Sozykin, D. Ermilov, J. Gusak, P. Tichavský, V. Glukhov, I. Oseledets
 #   and A. Cichocki, *Stable low-rank tensor decomposition for compression of convolutional neural
 #   networks*, ECCV 2020.

@@ -14,8 +14,9 @@
 # You may keep a third of a network's multiplications (of the small network for the digits, 70 %).
 # Which ones? A ResNet-18 has 20 convolutions, and each could have any rank. Here seven rules divide
 # the same budget. On the photographs one of them, common in tutorials, does much worse than the
-# simplest one, which treats all layers alike. Two that are known from the literature do about as
-# well as that one. When you know why, you know what a rank should be chosen for.
+# simplest one, which treats all layers alike. Two that are known from the literature come nearer to
+# the dense network than that one on only about half of the images. When you know why, you know what
+# a rank should be chosen for.
 #
 # **After this chapter you can**
 #
@@ -410,10 +411,10 @@ def compare(a, b):                                   # on how many images is a n
 
 
 for key, values in kl.items():
-    line = f"{key:15} KL {values.mean():.3f} nats"
+    line = f"{key:15} KL {values.mean():.3f} nats, median {values.median():.3f}"
     if key != "uniform":
         nearer, n, p = compare(key, "uniform")
-        line += f", nearer than uniform on {nearer} of {n} images, p-value {p:.1g}"
+        line += f", nearer than uniform: {nearer} of {n}, p-value {p:.1g}"
     print(line)
 
 # %% [markdown]
@@ -424,11 +425,12 @@ for key, values in kl.items():
 #
 # **On the photographs**, equal energy does much worse than an equal share of the rank. The other
 # rules are nearer on about as many images as that plain share, and so is the price, although its
-# sum of errors is the least, or nearly. (The means differ more. A few images with a very large KL
-# rule a mean.) **On the digits** the order is another, and the price, with the least sum of errors,
-# is far behind the equal share. In both cases the optimiser did its work. **So its goal must be
-# wrong.** A squared relative error of 0.1 counts the same in every layer. Does the network feel it
-# the same?
+# sum of errors is the least, or nearly. (The means may differ much more: the sign test counts
+# images, and does not ask how far. A few images with a very large KL rule a mean. The median shows
+# the typical image.) **On the digits** the order is another, and the price, with the least sum of
+# errors, is far behind the equal share. In both cases the optimiser did its work. **So its goal
+# must be wrong.** A squared relative error of 0.1 counts the same in every layer. Does the network
+# feel it the same?
 
 # %% [markdown]
 # ## 7. Ask the network
@@ -437,9 +439,9 @@ for key, values in kl.items():
 # is **measured sensitivity**: a few ranks for each layer, here an eighth, a quarter, a half and
 # three quarters of the full rank.
 #
-# **Predict.** At half the rank, the squared relative errors of the kernels differ by a factor of
-# less than three. By what factor will the measured KL differ, between the layer that hurts most and
-# the one that hurts least?
+# **Predict.** At half the rank, the squared relative errors of the 3 × 3 kernels differ by a factor
+# of less than three. By what factor will the measured KL differ, between the 3 × 3 layer that hurts
+# most and the one that hurts least?
 
 # %%
 measured = {n: {} for n in convs}
@@ -454,13 +456,14 @@ at_half = {n: measured[n][round(full[n] / 2)] for n in square}
 order = sorted(square, key=at_half.get)
 for n in (order[-1], order[len(order) // 2], order[0]):
     error = relative[n][round(full[n] / 2)]
-    print(f"{n:15} at half its rank: squared relative error {error:.2f}, KL {at_half[n]:.5f} nats")
+    print(f"{n:15} at half its rank: squared relative error {error:.2f}, KL {at_half[n]:.1e} nats")
 print(f"squared errors of all 3 × 3 layers: {min(relative[n][full[n] // 2] for n in square):.2f} "
       f"to {max(relative[n][full[n] // 2] for n in square):.2f}")
+print(f"largest KL / smallest KL: {at_half[order[-1]] / max(1e-6, at_half[order[0]]):,.0f}")
 
 # %% [markdown]
-# **Explain.** A factor of far more than ten. A sum of squared relative errors treats these layers
-# nearly alike.
+# **Explain.** The last line gives the factor: far more than ten. A sum of squared relative errors
+# treats these layers nearly alike.
 #
 # You can now let the price choose with these measured numbers as errors, among the ranks that were
 # tried. It costs nearly 80 passes over images, only a few ranks are known, and each number is
@@ -560,17 +563,24 @@ plots.show(figure, "Two diagrams of the measured KL of some 80 cuts, coloured by
 # %%
 for title, value in follows.items():
     print(f"{title:23} rank correlation with the measured KL: {value:.2f}")
-weak = [i for i, value in enumerate(true) if 1e-4 < value < 0.01]
-ratio = np.median([true[i] / nats[tried[i][0]][tried[i][1]] for i in weak])
-print(f"small cuts (KL under 0.01): measured / predicted = {ratio:.1f}, median of {len(weak)}")
+factor = true / np.array([nats[n][r] for n, r in tried])
+weak = (true > 1e-4) & (true < 0.01)                 # small cuts, large enough to measure
+ratio = np.median(factor[weak])
+print(f"small cuts (KL under 0.01): measured / predicted = {ratio:.1f}, median of {weak.sum()}")
+by_stage = {i: np.median(factor[weak & (stage == i)]) for i in sorted(set(stage[weak]))}
+for i, value in by_stage.items():
+    print(f"  {f'layer{i}' if i else 'stem':7}{value:5.1f}")
 
 # %% [markdown]
-# **Explain.** The prediction is too low, even for small cuts. It takes errors at different places
-# as unrelated, but neighbouring places are alike, so their errors can add up. For large cuts, the
-# second order no longer holds either. And the statistics come from images that the network was
-# trained on: there it is very sure of itself, and small changes move its answers less. But to
-# choose ranks you need no exact figures. You need the right *proportions* between layers, and those
-# it gets better. (On the digits the gain is smaller.)
+# **Explain.** The prediction is too low, even for small cuts, and on the photographs most in the
+# first layers. It takes errors at different places as unrelated. But neighbouring places are alike,
+# so their errors add up, and the first layers have most places. This cut also loses a part of the
+# mean of $y$: that error is the same at every place. ([Chapter 07](07_responses_not_weights.ipynb)
+# keeps the mean.) For large cuts, the second order no longer holds either. And the statistics come
+# from images that the network was trained on: there small changes move its answers less.
+#
+# So do not read the numbers as nats of the whole network. Read them as an *order* of the cuts: that
+# they get nearly right. (On the digits the gain is smaller.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert math.isclose(in_nats(svd[probe][0], G, torch.eye(len(G)).double())[0], G.trace() / 2,
@@ -587,6 +597,7 @@ assert 75 <= len(tried) < 80
 assert ratio > 1                                                       # "too low"
 if name == "imagenette":
     assert follows["predicted KL (nats)"] > follows["squared relative error"] + 0.05
+    assert quick or by_stage[1] > 2 * by_stage[4]                      # "most in the first layers"
 
 # %% [markdown]
 # ## 9. Seven rules, one budget
@@ -633,17 +644,31 @@ plots.show(figure, "Ranks of 20 convolutions under one budget, one row a rule, p
            f"nats ({order[0]}) to {kl[order[-1]].mean():.2f} ({order[-1]}).")
 
 # %% [markdown]
-# **Explain.** A pale bar is a layer that stays dense. Look at the first column. Equal energy and
-# ALDS keep little of the stem: its spectrum falls steeply. But all later layers depend on what the
-# stem lets through. (On the digits the stem does not tell the rules apart; look at layer1, which
-# the two best rules keep nearly dense.) The price in nats spends more of the MACs on the stem and
-# the first two stages than equal energy does. That alone is not enough: EVBMF spends on the first
-# layers, too, and its KL is higher. The prediction needs two passes over some images, and knows
-# every rank.
+# A pale bar is a layer that stays dense. Look at the first column: on the photographs, three of the
+# rules keep little of the stem.
+#
+# **Predict.** Give these three the stem of "price, nats", and change nothing else. How much of the
+# KL goes?
+
+# %%
+stem, mended = chosen["price, nats"]["conv1"], {}
+for key in ("energy", "ALDS", "price, relative"):
+    other = chosen[key] | {"conv1": stem}            # only the stem changes
+    mended[key] = float(divergence(cut(other)).mean())
+    print(f"{key:15} stem rank {chosen[key]['conv1']:2d}: KL {kl[key].mean():.2f}; "
+          f"rank {stem}: KL {mended[key]:.2f}, at {macs(other) / total:.0%} of the MACs")
+
+# %% [markdown]
+# **Explain.** What falls in these lines is what the thin stem had cost. Its spectrum falls steeply,
+# so these rules keep little of it. But all later layers depend on what it lets through. (On the
+# digits the stem does not tell the rules apart; look at layer1, which the two best rules keep
+# nearly dense.) The price in nats spends more of the MACs on the stem and the first two stages than
+# equal energy does. That alone is not enough: EVBMF spends on the first layers, too, and its KL is
+# higher. The prediction needs two passes over some images, and knows every rank.
 #
 # Do not read the order as a law. It holds for one network, one budget, one way of cutting. What you
-# can take with you: **choose the goal first, then the optimiser**, and test both on images that
-# neither has seen.
+# can take with you: **choose the goal first, then the optimiser.** And test the result on images
+# that you used for neither.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert all(0.7 * keep < macs(of) / total <= keep for of in chosen.values()) and len(chosen) == 7
@@ -664,8 +689,8 @@ if name == "imagenette":
             nearer, n, p = compare("price, nats", key)
             assert nearer > n / 2 and p < 0.05
         assert min(last[1:]) > last[0]                                # "on the stem and the first"
-        little = [chosen[key]["conv1"] for key in ("energy", "ALDS")]
-        assert max(little) < chosen["uniform"]["conv1"]               # "keep little of the stem"
+        assert max(chosen[key]["conv1"] for key in mended) < chosen["uniform"]["conv1"]
+        assert all(mended[key] < kl[key].mean() for key in mended)    # "had cost"
 
 # %% [markdown]
 # ## 10. Multiples of eight
@@ -686,23 +711,26 @@ sums = {}
 for key, of in {"all ranks": options_for(nats), "multiples of 8": rounded}.items():
     taken, _ = spend(of, budget)
     sums[key] = sum(c.error for c in taken.values())
-    values = divergence(cut({n: c.rank for n, c in taken.items()}))
-    print(f"{key:15} predicted {sums[key]:.4f}, measured KL {values.mean():.3f} nats")
+    kl[key] = divergence(cut({n: c.rank for n, c in taken.items()}))
+    print(f"{key:15} predicted {sums[key]:.4f}, measured KL {kl[key].mean():.3f} nats")
+nearer, n, p = compare("all ranks", "multiples of 8")
+print(f"all ranks are nearer on {nearer} of {n} images, p-value {p:.1g}")
 print("ranks:", *(c.rank for c in taken.values()))
 
 # %% [markdown]
-# **Explain.** By less than a tenth. At the chosen rank, a layer's
-# $\text{error} + \lambda \cdot \text{cost}$ is at its minimum, so it changes little nearby: what
-# one layer loses by rounding down, another wins back with the MACs that become free. (The measured
-# KL is far larger than the sum: see section 8. It also contains what the errors of different layers
-# do together.) So the package tries multiples of 8 only. [Chapter 10](10_does_it_run_faster.ipynb)
-# measures whether your machine rewards that.
+# **Explain.** The sum grows by less than a tenth. At the chosen rank, a layer's $\text{error} +
+# \lambda \cdot \text{cost}$ is at its minimum, so it changes little nearby: what one layer loses by
+# rounding down, another wins back with the MACs that become free. (The measured KL is far larger
+# than the sum: see section 8. It also contains what the errors of different layers do together. The
+# line below the two says whether these images tell them apart.) So the package tries multiples of 8
+# only. [Chapter 10](10_does_it_run_faster.ipynb) measures whether your machine rewards that.
 #
 # ## 11. What is still wrong
 #
 # The ranks are chosen for what the network feels. The *cut* itself is not: it still keeps the
-# directions in which the kernel is large. `compress` changes both. Its ranks and its directions
-# come from the same nats.
+# directions in which the kernel is large. `compress` changes both: its ranks and its directions
+# come from the same nats. (It also keeps the mean of each response, by a bias that costs next to
+# nothing.)
 #
 # **Predict.** Same form, same budget. How much further does the KL fall?
 
@@ -717,8 +745,13 @@ print(f"compress: {count_macs(packaged, example) / count_macs(dense, example):.0
 
 # %% [markdown]
 # **Explain.** Neither network was repaired or trained after the cut: `recalibrate=False` turns off
-# the repair that `compress` would make. Where does this second step come from? That is the question
-# of [chapter 07](07_responses_not_weights.ipynb).
+# the repair that `compress` would make. Where does this second step come from, and how much of it
+# is the mean? That is the question of [chapter 07](07_responses_not_weights.ipynb).
+#
+# Two more things fit into the same method. A layer's options may hold several **forms**:
+# `compress(form="auto")` puts the channel and the spatial form, at all ranks that it tries, on one
+# list, and the price picks. And the cost may be anything that adds up over the layers: MACs,
+# parameters, or milliseconds measured for each layer ([chapter 10](10_does_it_run_faster.ipynb)).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert round(100 * 0.05**0.5) == 22
@@ -738,7 +771,8 @@ if not quick or name == "digits":
 #
 # Here are rules that you know. Each cuts the kernels by their weights, then the batch norms are
 # recalibrated. (*EVBMF* cuts in the Tucker-2 form, as Kim et al. published it. *Measured* tries ten
-# ranks in each layer.) Beside them stands `compress` with images, the subject of chapter 07.
+# ranks in each layer.) Beside them stands `compress` with images, the subject of chapter 07. It
+# takes the place of the two prices, for which the record has no row.
 #
 # **Predict.** At half of the MACs, how far apart are the rules? And at a quarter?
 
@@ -773,8 +807,10 @@ if path.exists():
 # budget, and spread as the budget shrinks. *EVBMF* holds out longest at the small end, but it also
 # cuts in another form (Tucker-2), so that compares more than rules. Of the four in the channel
 # form, *measured* is the only one that asks the network. It needs two hundred passes over held-out
-# images, and at the smallest budget it beats the equal share. At 60 % of the MACs and below,
-# `compress` with images loses least.
+# images, and at the smallest budget it beats the equal share. At 30 % of the MACs and below,
+# `compress` with images is ahead of every rule. Above, McNemar's test ([chapter
+# 08](08_retraining.ipynb)) does not tell it from the best of them. And `compress` changes more than
+# the ranks: the directions, in some layers the form, and a refit (chapter 07).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 if path.exists():
@@ -783,7 +819,10 @@ if path.exists():
     for b in full_rows:
         at = {rule: found[b] for rule, found in recorded.items()}
         assert min(at, key=at.get) == "energy" and (b > 0.65 or at["energy"] < uncut - 4)
-        assert b > 0.65 or max(at, key=at.get) == "compress"              # "from 60 % on"
+        own = right_answers(record, "auto", b)
+        p = [mcnemar(own, right_answers(record, key, b)) for key in NAMES if key != "auto"]
+        assert (max(p) < 0.05) == (b <= 0.3)                              # "ahead of every rule"
+        assert b > 0.3 or max(at, key=at.get) == "compress"
     smallest = [{r: recorded[r][b] for r in rules if r != "compress"} for b in full_rows[-2:]]
     assert all(max(at, key=at.get) == "EVBMF" for at in smallest)         # "longest"
     ranges = [np.ptp([recorded[rule][b] for rule in rules]) for b in full_rows]
@@ -849,6 +888,9 @@ if path.exists():
 
 # %% [markdown]
 # ## Now you
+#
+# (A hidden test may stop the run: the text was written for the old numbers. Go on below it, with
+# "Run Selected Cell and All Below".)
 #
 # - Set `keep` to 0.5 in section 1 and run the chapter again. Which rules change places?
 # - Count parameters instead of MACs: replace `places[n]` by 1 in section 1. Which stage pays now?

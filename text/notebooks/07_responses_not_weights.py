@@ -165,26 +165,51 @@ plots.show(
 )
 
 # %% [markdown]
-# **Explain.** Keep this picture. **The weights of a trained network are hardly low-rank. Its
-# responses are.** The kernel could answer to inputs of every kind. But real images use few patterns
-# (neighbouring pixels are alike, edges are everywhere). And each layer sees only what the layers
-# before it let through. A direction of the kernel that hardly any image uses still costs
-# rank, and gives next to nothing.
+# Do the images make the difference, or the network?
+#
+# **Predict.** Put random noise in place of the images. How many directions will the responses of
+# the stem need now: as few as before, or as many as its weights? And the layers behind it?
+
+# %%
+noise_batches = [(torch.randn_like(images), labels) for images, labels in batches["statistics"]]
+of_noise = []                                        # % of the full rank
+for n, (_, covariance) in responses.covariances(dense, noise_batches, list(convs)).items():
+    variances = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
+    rank = linalg.rank_for_energy(variances.sqrt(), 0.9)
+    of_noise.append(100 * rank / min(layers.layer_matrix(convs[n], "channel").shape))
+print(f"stem: weights {need['weights'][0]:.0f} %, responses to noise {of_noise[0]:.0f} %, "
+      f"to images {need['responses'][0]:.0f} %")
+print(f"median of all layers: responses to noise {np.median(of_noise):.0f} %, "
+      f"to images {median['responses']:.0f} %")
+
+
+# %% [markdown]
+# **Explain.** White noise uses all directions of a patch alike, so the stem's responses need about
+# as many as its weights. That they need fewer above comes from the images. Behind the stem the
+# inputs are no longer white, whatever you put in: the last line says how much is left of the
+# difference.
+#
+# Keep the picture. **The weights of a trained network are hardly low-rank. Its responses are.** The
+# kernel could answer to inputs of every kind. But real images use few patterns (neighbouring pixels
+# are alike, edges are everywhere). And each layer sees only what the layers before it let through.
+# A direction of the kernel that hardly any image uses still costs rank, and gives next to nothing.
 #
 # ## 2. The best cut for real inputs
 #
 # Plain SVD makes $\|W - W'\|$ small. What you want small is the error of the responses,
-# $\mathrm{E}\,\|W x - W' x\|^2$: the mean ($\mathrm{E}$) over real patches $x$. There are two ways
-# to the best $W'$ of rank $r$.
+# $\mathrm{E}\,\|W x - W' x\|^2$: the mean ($\mathrm{E}$) over real patches $x$. Two ways are in
+# use.
 #
 # - **Responses** (Zhang et al., 2016). Let $U$ hold the $r$ leading eigenvectors of
-#   $\mathrm{E}[y\,y^T]$, with $y = W x$. Then $U U^T y$ is the best copy of $y$ from $r$ numbers.
-#   This is PCA without taking off the mean. So $W' = U \, (U^T W)$, already two factors.
-# - **Whitening** (Wang et al., 2025, for language models: SVD-LLM). Write
-#   $A = \mathrm{E}[x x^T] = L L^T$, with a triangular $L$ (Cholesky). Then
-#   $\mathrm{E}\,\|(W - W')\,x\|^2 = \|(W - W')\,L\|^2$, for $\mathrm{E}\,\|M x\|^2$ is the trace of
-#   $M A M^T$. (The inputs $L^{-1} x$ are *white*: uncorrelated, all of variance 1. Hence the name.)
-#   So cut $W L$ by the SVD, and undo $L$: multiply by $L^{-1}$ from the right.
+#   $\mathrm{E}[y\,y^T]$, with $y = W x$. Then $U U^T y$ keeps what of $y$ lies in these $r$
+#   directions. This is PCA without taking off the mean. So $W' = U \, (U^T W)$, already two
+#   factors.
+# - **Whitening** (Wang et al., 2025, for language models: SVD-LLM). Write $A = \mathrm{E}[x x^T] =
+#   L L^T$, with a triangular $L$ (Cholesky). Then $\mathrm{E}\,\|(W - W')\,x\|^2 = \|(W -
+#   W')\,L\|^2$, for $\mathrm{E}\,\|M x\|^2$ is the trace of $M A M^T$. (The inputs $z = L^{-1} x$
+#   have $\mathrm{E}[z z^T] = I$. Where their mean is 0, that says: uncorrelated, all of variance 1.
+#   Such data are called *white*. Hence the name.) So cut $W L$ by the SVD, and undo $L$: multiply
+#   by $L^{-1}$ from the right.
 #
 # **Predict.** The first needs a matrix of size $O \times O$. The second needs one of size
 # $C k k \times C k k$, here nine times as wide. Which one gives the smaller error?
@@ -227,11 +252,11 @@ for r in (len(W) // 4, len(W) // 2):
     print(f"         relative distance of the last two matrices: {apart[r]:.0e}")
 
 # %% [markdown]
-# **Explain.** They are the same. With $W L = P\,S\,Q^T$ you get
-# $\mathrm{E}[y\,y^T] = W A W^T = P\,S^2 P^T$. So the left singular vectors of $W L$ *are* the
-# leading directions of the responses, $P_r = U$. And to cut $W L$ to rank $r$ is to multiply it by
-# $P_r P_r^T$ from the left. Undo $L$, and $U U^T W$ is left. Take the small matrix. Both lose
-# clearly less than plain SVD.
+# **Explain.** They are the same. With $W L = P\,S\,Q^T$ you get $\mathrm{E}[y\,y^T] = W A W^T =
+# P\,S^2 P^T$. So the left singular vectors of $W L$ *are* the leading directions of the responses,
+# $P_r = U$. And to cut $W L$ to rank $r$ is to multiply it by $P_r P_r^T$ from the left. Undo $L$,
+# and $U U^T W$ is left. Both are the best that rank $r$ allows, so take the small matrix. And both
+# lose clearly less than plain SVD.
 
 # %% [markdown]
 # ## 3. In the units of the batch norm
@@ -324,7 +349,10 @@ assert alike(exact(noise), convs[probe](noise))
 #
 # So take the root of $G$, the symmetric matrix $H$ with $H H = G$, and put it in the place of $D$.
 # This is the **two-sided** cut. What comes in counts through the covariance. What follows counts
-# through $G$. A small *ridge*, added to the diagonal of $G$, makes sure that $H$ can be undone.
+# through $G$. (Hsu et al., 2022, weight the SVD of language models by the Fisher information, too,
+# with one number for each row. That what comes in and what follows are unrelated is the assumption
+# of Martens and Grosse, 2015.) A small *ridge*, added to the diagonal of $G$, makes sure that $H$
+# can be undone.
 
 # %%
 def two_sided(conv, rank, mean, covariance, G):
@@ -372,11 +400,12 @@ print("G before the batch norm is D G D with the G behind it:", agree)
 # **Explain.** No. The gradient flows back *through* the batch norm, so it carries $D$ already. To
 # apply $D$ again would count it twice.
 #
-# Now cut one layer to a quarter of its rank in four ways. The rest of the network stays dense.
-# Measure three errors: of $y$, of $y$ in the units of the batch norm, and of the answers. The last
-# is the KL from the dense network's answers: the mean of $\sum_i p_i \log(p_i / q_i)$, with $p_i$
-# the dense network's probability of class $i$ and $q_i$ the cut one's. It is 0 where both answer
-# alike (chapter 06).
+# Now cut one layer to a quarter of its rank in five ways. (*Weights, mean kept* has the kernel's
+# own directions, and the bias of section 3.) The rest of the network stays dense. Measure three
+# errors: of $y$, of $y$ in the units of the batch norm, and of the answers. The last is the KL from
+# the dense network's answers: the mean of $\sum_i p_i \log(p_i / q_i)$, with $p_i$ the dense
+# network's probability of class $i$ and $q_i$ the cut one's. It is 0 where both answer alike
+# (chapter 06).
 #
 # **Predict.** Which cut makes which of the three errors smallest?
 
@@ -395,8 +424,14 @@ def divergence(answers):                             # KL in nats, one number an
 
 # %%
 def ways_to_cut(n, r):                               # {name: function that builds the layers}
+    def weights_with_mean():
+        W = layers.layer_matrix(convs[n], "channel")
+        U = torch.linalg.eigh(W @ W.T)[1].flip(1)[:, :r]          # W's left singular vectors
+        return as_layers(convs[n], U.T, U, moments[n][0])
+
     return {
         "weights": lambda: layers.factorise(convs[n], "channel", r),
+        "weights, mean kept": weights_with_mean,
         "responses": lambda: response_pca(convs[n], r, *moments[n], torch.ones_like(moments[n][0])),
         "batch-norm units": lambda: response_pca(convs[n], r, *moments[n], scale_behind(n)),
         "two-sided": lambda: two_sided(convs[n], r, *moments[n], sensitivity[n]),
@@ -409,7 +444,7 @@ given, target = run_through(dense, two[0][0])[probe]
 target = rows(target).double()                       # (places, O)
 varying = target - target.mean(0)
 one_layer = {}
-print(f"{probe} at rank {quarter}:  squared error   in batch-norm units   KL (nats)")
+print(f"{probe} at rank {quarter}:  error   in batch-norm units   KL (nats)   KL / error")
 for key, build in ways_to_cut(probe, quarter).items():
     network = copy.deepcopy(dense)
     network.set_submodule(probe, build())
@@ -417,19 +452,23 @@ for key, build in ways_to_cut(probe, quarter).items():
     one_layer[key] = [float((e * d).square().sum() / (varying * d).square().sum())
                       for d in (1, scale_behind(probe))]
     one_layer[key].append(float(divergence(log_answers(network, two)).mean()))
-    print(f"{key:18}" + "{:17.3f}{:19.3f}{:16.5f}".format(*one_layer[key]))
+    print(f"{key:18}" + "{:16.3f}{:17.3f}{:17.5f}".format(*one_layer[key])
+          + f"{one_layer[key][2] / one_layer[key][0]:13.3f}")
 
 # %% [markdown]
 # **Explain.** The cuts by responses and in batch-norm units are best, or nearly, at what they were
-# made for, and these are images that they have not seen. The cut of the weights is best at none of
-# the three: it was made for the kernel. The two-sided cut makes larger errors in $y$ than the cut
-# by responses. But for each unit of that error the answers move less: divide the last column by the
-# first. Even so, its KL need not be the smallest here: in one layer, at a quarter of its rank, the
-# last three are still close. Section 7 compares whole networks.
+# made for, and these are images that they have not seen. The two cuts by the weights are best at
+# none of the three: their directions were made for the kernel.
+#
+# The two-sided cut makes larger errors in $y$ than the cut by responses, but each unit of its error
+# moves the answers less (last column). Even so, its KL need not be the smallest here: $G$ comes
+# from one drawn answer for each of few training images, so it is rough. At a quarter of the rank
+# the second order is rough as well. One layer does not decide; section 7 compares whole networks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert agree and alike(ours(noise), package(noise))
-assert all(one_layer["weights"][i] > min(v[i] for v in one_layer.values()) for i in range(3))
+best_at = [min(one_layer, key=lambda key: one_layer[key][i]) for i in range(3)]
+assert not any("weights" in key for key in best_at)                   # "best at none"
 assert one_layer["two-sided"][0] > one_layer["responses"][0]
 assert one_layer["responses"][0] <= 1.05 * min(v[0] for v in one_layer.values())
 assert one_layer["batch-norm units"][1] <= 1.1 * min(v[1] for v in one_layer.values())
@@ -437,14 +476,15 @@ assert one_layer["two-sided"][2] < one_layer["weights"][2]
 felt = {key: one_layer[key][2] / one_layer[key][0] for key in ("two-sided", "responses")}
 assert felt["two-sided"] < felt["responses"] or quick                 # "move less"
 if name == "imagenette" and not quick:
-    few = [one_layer[key][2] for key in one_layer if key != "weights"]
-    assert max(few) < 1.5 * min(few) < 0.5 * one_layer["weights"][2]      # "still close"
+    few = [one_layer[key][2] for key in one_layer if "weights" not in key]
+    assert max(few) < 1.5 * min(few) < 0.5 * one_layer["weights"][2]
 
 # %% [markdown]
 # ## 5. Errors add up
 #
 # Now cut the whole network. Every layer keeps the same share of its full rank. The ranks are the
-# same in all four ways of cutting, and so are the MACs. Only the directions differ.
+# same in all five ways of cutting, and so are the MACs. What differs: the directions, and whether
+# the mean is kept (by all but *weights*).
 
 # %%
 example = batches["judge"][0][0][:1]
@@ -608,8 +648,9 @@ for key, network in healthy.items():
     print(f"{key:18} KL {kl:.4f}, NLL {nll:.3f}, top-1 {top1:.1f} %")
 
 # %% [markdown]
-# **Explain.** Fresh statistics move the answers although nothing was broken. How much depends on
-# what looks like a detail:
+# **Explain.** Fresh statistics move the answers although nothing was broken. (Measuring them anew
+# is known as PreciseBN, Wu and Johnson, 2021, and for pruned networks as adaptive batch
+# normalization, Li et al., 2020.) How much depends on what looks like a detail:
 #
 # - Recalibration averages the variances *within* batches. If a batch shows one class only, the
 #   differences between classes are missing, and the stored variance is too small. **Shuffle.**
@@ -626,7 +667,8 @@ for key, network in healthy.items():
 # finds $B = I$, and changes nothing.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
-assert len(set(costs.values())) == 1 and 0.2 < kept < 0.75 and 10 * each == len(chosen)
+assert len(set(costs.values())) == 1 and 10 * each == len(chosen)
+assert 0.2 < kept < 0.75 or share not in (0.3, 0.6)
 assert after < before or quick
 means = {key: second for key, (_, second) in halves.items()}
 assert means["in the cut network"] > 1.3 * means["alone"]             # "come on top"
@@ -645,16 +687,18 @@ if not quick or name == "digits":
 # %% [markdown]
 # ## 7. All ways, one price
 #
-# Four ways to cut, two ways to mend. The candidates are the four cuts of section 5, the refitted
-# two-sided cut, and two cuts that are recalibrated on shuffled images: by weights, and two-sided.
-# All have the same ranks, so the same MACs.
+# Five ways to cut, two ways to mend. The candidates are the five cuts of section 5; two cuts that
+# are recalibrated on shuffled images, by weights and two-sided; and two that are refitted, the same
+# two. All have the same ranks, so the same MACs.
 #
-# **Predict.** Put the seven in order.
+# **Predict.** Put the nine in order. Does a good mend make up for wrong directions?
 
 # %%
 for key in ("weights", "two-sided"):
     networks[f"{key}, recal."] = copy.deepcopy(networks[key])
     responses.recalibrate(networks[f"{key}, recal."], batches["statistics"])
+networks["weights, refitted"] = copy.deepcopy(networks["weights"])
+refit(networks["weights, refitted"], dense, batches["statistics"], list(convs))
 kl, top1 = {}, {"dense": 100 * float((reference.argmax(1) == labels).float().mean())}
 for key, network in networks.items():
     answers = log_answers(network, batches["judge"])
@@ -673,7 +717,7 @@ for above, key in zip([None, *order], order, strict=False):
 print(f"{'dense':22} {0:5.3f}  {top1['dense']:5.1f} %")
 
 # %%
-figure = Figure(figsize=(9, 3.8))
+figure = Figure(figsize=(9, 4.6))
 axes = figure.subplots()
 dots = [float(kl[key].mean()) for key in order]
 axes.hlines(range(len(order)), min(dots) / 2, dots, "#C8C8C8", linewidth=4)
@@ -683,26 +727,31 @@ for i, value in enumerate(dots):
 axes.set_yticks(range(len(order)), order)
 axes.set(xscale="log", xlim=(min(dots) / 2, 2 * max(dots)), ylim=(len(order) - 0.5, -0.5))
 axes.set_xlabel("KL to the dense network's answers (nats, log scale)")
-plots.show(figure, "Seven networks at equal MACs, from the largest KL to the smallest: "
+plots.show(figure, "Nine networks at equal MACs, from the largest KL to the smallest: "
            + ", ".join(f"{key} {kl[key].mean():.2g}" for key in order) + ".")
 
 # %% [markdown]
-# **Explain.** Same ranks, same cost, no training. Only the directions differ, and the mend. All
-# networks see the same images. So the table counts on how many of them a network comes nearer to
-# the dense answers than the one above it (the sign test, chapter 06). Where the p-value is above
-# 0.05, say "the same". And look at the count itself: fewer than half means that the line is
-# *farther* from the dense answers on most images, although its mean is smaller. A few images with a
-# very large KL rule a mean (chapter 06). Where mean and count disagree, report both.
+# **Explain.** Same ranks, same cost, no training. What differs: the directions, whether the mean is
+# kept (by all but *weights*), and the mend. All networks see the same images. So the table counts
+# on how many of them a network comes nearer to the dense answers than the one above it (the sign
+# test, chapter 06). Where the p-value is above 0.05, say "the same". And look at the count itself:
+# fewer than half means that the line is *farther* from the dense answers on most images, although
+# its mean is smaller. A few images with a very large KL rule a mean (chapter 06). Where mean and
+# count disagree, report both.
 #
-# The cut by weights loses most, and recalibration mends a good part of that. Among the cuts
-# themselves, the one by responses is nearer to the dense answers than the one by weights, and the
-# two-sided one is nearer than that by responses. (On the digits, where the network is nearly always
-# right, these two may be the same.) The refit improves the two-sided cut once more. Where the units
-# of the batch norm stand, read in the table. They are a first guess at what counts: a large scale
-# does not yet mean that the answers feel the channel.
+# The cut by weights loses most. Compare it with *weights, mean kept*: that step is the mean alone,
+# a part of what recalibration mends. From there to *responses*, only the directions change. Among
+# the cuts themselves, the one by responses is nearer to the dense answers than the one by weights,
+# and the two-sided one is nearer than that by responses. (On the digits, where the network is
+# nearly always right, these two may be the same.) The refit improves the two-sided cut once more
+# (*refitted*). *Weights, refitted* had the same mend and other directions. Where the units of the
+# batch norm stand, read in the table. They are a first guess at what counts: a large scale does not
+# yet mean that the answers feel the channel.
 #
 # `compress` with `data` does all of this: two-sided directions, ranks by price in nats (chapter
-# 06), the refit. It may also take the spatial form, layer by layer. And it halves the class scores
+# 06), the refit. It may also take the spatial form, layer by layer. (For that form the best cut has
+# no formula. `compress` takes the covariance of the patches as a product of three: of channels,
+# rows and columns. Then it is an SVD between two roots again.) And it halves the class scores
 # before it takes the gradients: a network that is very sure of its answers has almost none left.
 #
 # **Predict.** Same MACs, and the ranks are now free. How far does the KL fall?
@@ -733,6 +782,9 @@ if not quick or name == "digits":
     for a, b in pairs:
         won = int((kl[a] < kl[b]).sum())
         assert won > len(labels) / 2 and binomtest(won, len(labels)).pvalue < 0.05, (a, b)
+assert by["weights, mean kept"] < by["weights"] or quick              # "the mean"
+if name == "imagenette" and not quick:
+    assert abs(of_noise[0] - need["weights"][0]) < 6                  # "about as many"
 
 # %% [markdown]
 # ## 8. The recorded run
@@ -742,14 +794,15 @@ if not quick or name == "digits":
 # record: cuts by *weights* (an equal share of the rank); the *PCA* of the responses in the units of
 # the batch norm, with ranks by a price for relative errors (chapter 06: not a good goal); the same
 # *asymmetric*, where each layer is fitted behind those that are already cut (as in Zhang et al.,
-# 2016); all three with recalibrated batch norms. And `compress`, before its refit (no repair at
-# all) and after it.
+# 2016); And `compress`, before its refit (no repair at all) and after it. The first two have
+# recalibrated batch norms. *Asymmetric* has not: its fit is a repair already, and a second one
+# makes it worse at a fifth of the MACs (the record holds both).
 #
 # **Predict.** At half of the MACs, which of the steps can you still tell apart? And at a quarter?
 
 # %%
 NAMES = {"uniform, recalibrated": "weights", "PCA, recalibrated": "PCA",
-         "PCA, asymmetric, recalibrated": "asymmetric", "auto, not refitted": "before refit",
+         "PCA, asymmetric": "asymmetric", "auto, not refitted": "before refit",
          "auto": "compress"}
 path = Path("../results/frontier.json")
 if path.exists():
@@ -776,17 +829,18 @@ if path.exists():
         levels={"dense": uncut},
         alt="Accuracy against the MACs that are left. The five lines lie together down to half of "
         "the MACs. Below, weights fall first, then PCA; then asymmetric and before refit, which "
-        "change places near 30 %; compress hardly.",
+        "change places between 35 and 30 %; compress hardly.",
     )
 
 # %% [markdown]
 # **Explain.** Down to half of the MACs all steps lie within a point, and at half McNemar's test
 # ([chapter 08](08_retraining.ipynb): who is right where only one is right) tells no step from the
-# next. At a quarter it tells each of them. PCA beats the cut by weights, directions and ranks
-# together. At 30 % and below, two-sided directions and ranks in nats (*before refit*, without any
-# repair) lie above *asymmetric*, although that one was repaired twice. The refit adds the last
-# part. Nothing was trained in any of these networks. What training adds on top, [chapter
-# 08](08_retraining.ipynb) asks.
+# next. At a quarter it tells all but one pair. PCA beats the cut by weights, directions and ranks
+# together. Fitting each layer behind the cut (*asymmetric*) is the next large step. *Before refit*
+# has no repair at all, but two-sided directions, ranks in nats, and a free choice of the form. It
+# lies above *asymmetric* at 30 % and below, by less than a point: at a quarter the test does not
+# tell the two apart. The refit adds the last part. Nothing was trained in any of these networks.
+# What training adds on top, [chapter 08](08_retraining.ipynb) asks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 if path.exists():
@@ -799,7 +853,7 @@ if path.exists():
         keys = sorted(NAMES, key=lambda key: recorded[NAMES[key]][b])
         right = [frontier.right_answers(record, key, b) for key in keys]
         p_values[b] = [frontier.mcnemar(*pair) for pair in pairwise(right)]
-    assert min(p_values[0.5]) > 0.05 > max(p_values[0.25])                # "no two", "each"
+    assert min(p_values[0.5]) > 0.05 > sorted(p_values[0.25])[-2]         # "no step", "all but"
     change = {b: recorded["before refit"][b] - recorded["asymmetric"][b] for b in full_rows}
     assert all((c > 0) == (b <= 0.3) for b, c in change.items() if b <= 0.4)    # "30 % and below"
     last = [recorded[key][full_rows[-1]] for key in ("weights", "PCA", "before refit", "compress")]
@@ -809,6 +863,15 @@ if path.exists():
     for pair in pairs:
         one, other = (frontier.right_answers(record, key, full_rows[-1]) for key in pair)
         assert frontier.mcnemar(one, other) < 0.05, pair
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+if path.exists():
+    assert max(p_values[0.25]) > 0.05                                     # "all but one pair"
+    plain, again = (frontier.right_answers(record, f"PCA, asymmetric{end}", 0.2)
+                    for end in ("", ", recalibrated"))
+    assert plain.sum() > again.sum() and frontier.mcnemar(plain, again) < 0.05    # "worse"
+    assert all(0 < change[b] < 1 for b in change if b <= 0.3)             # "less than a point"
 
 # %% [markdown]
 # ## Recap
@@ -865,6 +928,9 @@ if path.exists():
 # %% [markdown]
 # ## Now you
 #
+# (A hidden test may stop the run: the text was written for the old numbers. Go on below it, with
+# "Run Selected Cell and All Below".)
+#
 # - In section 5, set `share` to half its value. Which of the ways suffers most in section 7?
 # - In sections 1 and 4, take covariances and sensitivities from one batch,
 #   `batches["statistics"][:1]`. How much worse is each way on the held-out images?
@@ -880,6 +946,13 @@ if path.exists():
 #   classification and detection*, IEEE TPAMI, 2016. (response PCA, asymmetric reconstruction)
 # - X. Wang, Y. Zheng, Z. Wan and M. Zhang, *SVD-LLM: truncation-aware singular value decomposition
 #   for large language model compression*, ICLR, 2025. (whitening)
+# - Y.-C. Hsu, T. Hua, S. Chang, Q. Lou, Y. Shen and H. Jin, *Language model compression with
+#   weighted low-rank factorization*, ICLR, 2022. (the Fisher information as weights)
+# - J. Martens and R. Grosse, *Optimizing neural networks with Kronecker-factored approximate
+#   curvature*, ICML, 2015.
+# - Y. Wu and J. Johnson, *Rethinking "batch" in BatchNorm*, arXiv 2105.07576, 2021.
+# - B. Li, B. Wu, J. Su, G. Wang and L. Lin, *EagleEye: fast sub-net evaluation for efficient neural
+#   network pruning*, ECCV, 2020.
 # - S. Amari, *Natural gradient works efficiently in learning*, Neural Computation, 1998. (Fisher
 #   information)
 # - S. Ioffe and C. Szegedy, *Batch normalization: accelerating deep network training by reducing

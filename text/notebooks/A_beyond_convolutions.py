@@ -160,9 +160,9 @@ assert sum(m.weight.numel() for m in inside) > 0.85 * count_parameters(vit)   # 
 # ## 2. The same SVD
 #
 # How many directions does a layer need? Look at its weights, and at its **responses**: what it
-# gives out for real images. Put all responses into one large matrix $Y$, one response a row, and
-# take their mean away. Their **covariance** is $Y^\top Y$, divided by the number of rows. With
-# $Y = U S V^\top$ this is $V S^2 V^\top$, up to that factor. So the directions $V$ are the
+# gives out for real images. Put all responses into one large matrix $Y$, with one response in each
+# row, and subtract their mean. Their **covariance** is $Y^\top Y$, divided by the number of rows.
+# With $Y = U S V^\top$ this is $V S^2 V^\top$, up to that factor. So the directions $V$ are the
 # **eigenvectors** of the covariance, and the squared singular values are its **eigenvalues**.
 #
 # **Predict.** What share of the full rank holds 90 % of the energy: of the weights? Of the responses?
@@ -192,10 +192,19 @@ plots.curves(
     f"{min(shares['responses']):.0f} to {max(shares['responses']):.0f} %.",
 )
 
+# %%
+for shape in ((64, 64), (256, 64)):                          # of attention, of the MLPs
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
+    rank = linalg.rank_for_energy(torch.linalg.svdvals(noise), 0.9)
+    print(f"random numbers, {shape[0]:3} × {shape[1]}: {100 * rank / min(shape):.0f} %")
+
 # %% [markdown]
-# **Explain.** As in a ResNet-18: the weights are hardly low-rank, the responses are. (The high points
-# are the MLPs.) This network was trained for seconds only, so much of the noise that it started from
-# is still in its weights. But large transformers show the same (Yu and Wu, 2023).
+# **Explain.** As in a ResNet-18: the weights are hardly low-rank, the responses are. But both have
+# simple reasons here. The network was trained for seconds only, so its weights need nearly as many
+# directions as random numbers of the same shape. (That is why the MLPs lie higher: their matrices
+# are longer.) And the digits are simple: a patch shows about 2 × 2 pixels of an 8 × 8 picture, so
+# the responses have little to vary in. Large transformers, on real texts and photographs, show the
+# same gap (Yu and Wu, 2023).
 #
 # **Predict.** `compress` cuts this transformer, once by its weights alone, once by its responses.
 # About a third of the MACs may stay, and nothing is retrained. How much accuracy is left?
@@ -224,10 +233,12 @@ plots.curves(
 
 # %% [markdown]
 # **Explain.** The same network, the same call, the same budget: the second cut was only shown some
-# images. (With them, `compress` chooses other directions, and refits what is left: [chapter
-# 07](07_responses_not_weights.ipynb).) And `compress` has no line of code for transformers. (It
-# replaces plain linear layers. PyTorch's own `nn.MultiheadAttention` reads its weights from outside
-# the layers, so there the attention stays dense, and the plan says so.)
+# images. (With them, `compress` chooses other directions and other ranks. It weighs each error by
+# how much the network's answer feels it, and refits what is left: [chapter
+# 07](07_responses_not_weights.ipynb). So this gap is the work of all of these together.) And
+# `compress` has no line of code for transformers. (It replaces plain linear layers. PyTorch's own
+# `nn.MultiheadAttention` reads its weights from outside the layers, so there the attention stays
+# dense, and the plan says so.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -249,8 +260,18 @@ torchs = nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(16, 2, 32, batc
 assert dense_reasons(torchs, torch.randn(1, 4, 4, 4))["1.self_attn.out_proj"]
 assert not any(dense_reasons(vit, images).values())
 
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+for name, share in zip(names, shares["weights"], strict=True):
+    shape = vit.get_submodule(name).weight.shape
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
+    least = linalg.rank_for_energy(torch.linalg.svdvals(noise), 0.9) / min(shape)
+    assert 0.85 < share / (100 * least) < 1.05               # "nearly as many"
+assert 8 // (images.shape[-1] // vit.patches.kernel_size[0]) == 2            # "2 × 2 pixels"
+
+
 # %% [markdown]
-# ## 3. Found twice
+# ## 3. Found more than once
 #
 # Language models are compressed by their responses, too. Let $A$ be the mean of $x x^\top$ over the
 # inputs of a layer. **SVD-LLM** (Wang et al., 2025) splits it as $A = L L^\top$ with a triangular $L$
@@ -258,8 +279,9 @@ assert not any(dense_reasons(vit, images).values())
 #
 # $$W' = (W L)_r \, L^{-1}$$
 #
-# **Response PCA** (Zhang et al., 2016), on which `compress` builds, projects the responses on the
-# leading eigenvectors $U_r$ of their second moments $W A W^\top$:
+# **Response PCA** (Zhang et al., 2016), on which `compress` builds, projects the responses on a few
+# leading eigenvectors $U_r$. Leave their mean aside for now (it follows below). Then these are the
+# eigenvectors of the second moments $W A W^\top$:
 #
 # $$W' = U_r U_r^\top W$$
 
@@ -273,7 +295,7 @@ def response_basis(W, A, rank):
     return torch.linalg.eigh(W @ A @ W.T).eigenvectors[:, -rank:]    # (O, rank)
 
 
-def response_pca(W, A, rank):                                # Zhang et al.
+def response_pca(W, A, rank):                                # Zhang et al., without the mean
     U = response_basis(W, A, rank)
     return U @ U.T @ W
 
@@ -305,17 +327,19 @@ apart = relative_error(whitened(W, A, 8), response_pca(W, A, 8))
 print(f"W is {tuple(W.shape)}, cut to rank 8; the two differ by {apart:.0e}")
 
 # %% [markdown]
-# **Explain.** Not at all, up to rounding. Write $W L = U S V^\top$. Then
-# $W A W^\top = W L (W L)^\top = U S^2 U^\top$: the same $U$. And cutting $W L$ to rank $r$ is
-# projecting it, $U_r U_r^\top W L$. Taking $L$ away leaves $U_r U_r^\top W$.
+# **Explain.** Not at all, up to rounding. Write $W L = U S V^\top$. Then $W A W^\top = W L (W
+# L)^\top = U S^2 U^\top$: the same $U$. And cutting $W L$ to rank $r$ is projecting it, $U_r
+# U_r^\top W L$. Taking $L$ away leaves $U_r U_r^\top W$. (It was found more than twice.
+# Statisticians know it as *reduced-rank regression*, Izenman, 1975. DRONE, Chen et al., 2021,
+# brought it to language models.)
 #
-# So choose by convenience. Response PCA needs no inverse, so it has no trouble where inputs depend on
-# each other. One more step costs nothing: keep the mean of the responses in a bias, and project only
-# what varies around it.
+# So choose by convenience. Response PCA needs no inverse, so it has no trouble where inputs depend
+# on each other. Zhang et al. take one more step, which costs nothing: they keep the mean of the
+# responses in a bias, and project only what varies around it.
 #
-# **Predict.** Order these by their error on *new* images: plain SVD; the SVD after each input is
-# scaled by the root of its typical size (the idea of ASVD, Yuan et al., 2023); whitening; the one
-# with the mean.
+# **Predict.** Order these by their error on *new* images: whitening; plain SVD; response PCA with
+# the mean; the SVD after each input is scaled by the root of its typical size (the idea of ASVD,
+# Yuan et al., 2023).
 
 # %%
 mean, covariance = moments["blocks.0.mlp.2"]                 # of its responses
@@ -341,8 +365,9 @@ by_package = layers.channel_from_basis(down, response_basis(W, A, 8))
 assert relative_error(by_package(new).detach(), found["whitened"]) < 1e-6
 
 # %% [markdown]
-# **Explain.** From line to line, a way knows more about the inputs: nothing; their typical sizes; how
-# they vary together; and their mean besides. The error falls with it.
+# **Explain.** Plain SVD knows nothing of the inputs. The second way knows their typical sizes, the
+# third how they vary together, and the last also keeps the mean of the responses. In this layer,
+# each step makes the error smaller.
 #
 # ## 4. Attention is factorised already
 #
@@ -367,9 +392,11 @@ print("shape", tuple(between.shape), "rank", linalg.numerical_rank(between))
 #
 # There is another place for a low rank. While a language model writes, it keeps $k$ and $v$ of all
 # earlier tokens, the **key-value cache**. For long texts it can take more memory than the weights.
-# But $k$ and $v$ come from the same $x$. Stack $W_k$ and $W_v$ to one matrix $W$, cut it,
-# $U_r (U_r^\top W)$, and keep only the $r$ numbers $U_r^\top W x$ of each token in place of 128:
-# multiplied by $U_r$, they give $k$ and $v$ again. (DeepSeek-V2 is built and trained like that.)
+# But $k$ and $v$ come from the same $x$. Stack $W_k$ and $W_v$ to one matrix $W$, cut it, $U_r
+# (U_r^\top W)$, and keep only the $r$ numbers $U_r^\top W x$ of each token in place of 128:
+# multiplied by $U_r$, they give $k$ and $v$ again. (DeepSeek-V2 is built and trained like that. It
+# merges $U_r$ into the query and output layers, so $k$ and $v$ are never built. It keeps a few more
+# numbers for the position of each token.)
 #
 # Your transformer writes no text and keeps no cache. The cell only cuts the stack of each block to
 # rank 16, to see what that would cost in accuracy.
@@ -446,8 +473,10 @@ def with_updates(network, rank):
 
 # %% [markdown]
 # `parametrize` calls `forward` whenever the layer asks for its weight. Kernels are laid out as
-# matrices, one row an output channel. The batch norms stay in `eval()` mode. The peak rates below were
-# chosen on held-out images, for each way by itself.
+# matrices, with one row for each output channel. The batch norms stay in `eval()` mode. The peak
+# rates below were tried out on held-out images: one for all ranks, and one for each other way.
+# (Libraries multiply $BA$ by a fixed $\alpha / r$, which acts much like another learning rate. It
+# is 1 here.)
 #
 # **Predict.** The network has 700,000 parameters. How many must you train to come close to training
 # all of them?
@@ -478,7 +507,8 @@ for way, score in reached.items():
 # **Explain.** About one number in a hundred. Rank 1 adds a single direction to each layer, and
 # comes close to training everything. (One run each: take two or three points for the same.)
 # Training only the last layer, a usual shortcut, does not come near. The batch norms are a
-# surprise: with about a quarter of the numbers of rank 1, they come far.
+# surprise. They have about a quarter as many numbers as the updates of rank 1, and yet they come
+# far. (Frankle et al., 2021, trained nothing but batch norms, in random networks.)
 #
 # Now the other way round: train *all* weights, subtract the old ones, and cut this full update.
 #
@@ -557,10 +587,13 @@ assert count_macs(adapted, images) == count_macs(network, images)
 # %% [markdown]
 # ## 6. Where it does not help
 #
-# **Where the multiplications are not in the weights.** Attention multiplies tokens with tokens:
-# $2 n^2 d$ MACs for $n$ tokens of width $d$. Its linear layers and the MLP take $12 n d^2$.
-# Splitting the layers one by one does not make the first part cheaper. (Cutting $W_q^\top W_k$ to a
-# smaller rank would: then $q$ and $k$ are shorter.)
+# **Where the multiplications are not in the weights.** Attention multiplies tokens with tokens: $2
+# n^2 d$ MACs for $n$ tokens of width $d$. Its linear layers and the MLP take $12 n d^2$. Splitting
+# the layers one by one does not make the first part cheaper. (Cutting $W_q^\top W_k$ to a smaller
+# rank makes one half of it cheaper: $q$ and $k$ get shorter. For the other half the values must get
+# shorter, too.) Some methods approximate the $n \times n$ table of matches itself by a product of
+# low rank (Linformer, Wang et al., 2020). That is a cut of what a layer computes, not of its
+# weights.
 #
 # **Predict.** A common vision transformer has width 768 and 197 tokens. On what share of a block's
 # MACs can low rank work? And with 16,384 tokens, a long text?
@@ -599,9 +632,10 @@ print(f"of I + W: {linalg.numerical_rank(identity + update)}")
 # LoRA. Both keep the part of full rank aside. Only the difference, $f$ or $BA$, has to be thin.
 # This is one reason why $f$ can be cut, and $BA$ can be thin.
 #
-# **Where there is little to save.** A depthwise convolution is one small filter a channel. A square
-# linear layer gains nothing above half of its rank. A table of word vectors is looked up, not
-# multiplied: two factors make its file smaller, but each look-up needs more work.
+# **Where there is little to save.** A depthwise convolution has one small filter for each channel,
+# so there is hardly anything to split. A square linear layer gains nothing above half of its rank.
+# A table of word vectors is looked up, not multiplied: two factors make its file smaller, but each
+# look-up needs more work.
 #
 # Whether a layer can be cut depends on its weights *and* its data. Measure it: section 2 takes seconds.
 
@@ -693,3 +727,11 @@ assert torch.isfinite(response_pca(torch.ones(2, 2).double(), dead, 1)).all()
 # - E. J. Hu, Y. Shen, P. Wallis, Z. Allen-Zhu, Y. Li, S. Wang, L. Wang and W. Chen, *LoRA: low-rank
 #   adaptation of large language models*, ICLR, 2022.
 # - D. Biderman et al., *LoRA learns less and forgets less*, TMLR, 2024.
+# - A. J. Izenman, *Reduced-rank regression for the multivariate linear model*, Journal of
+#   Multivariate Analysis, 1975.
+# - P. Chen, H.-F. Yu, I. Dhillon and C.-J. Hsieh, *DRONE: data-aware low-rank compression for large
+#   NLP models*, NeurIPS, 2021.
+# - J. Frankle, D. J. Schwab and A. S. Morcos, *Training BatchNorm and only BatchNorm: on the
+#   expressive power of random features in CNNs*, ICLR, 2021.
+# - S. Wang, B. Z. Li, M. Khabsa, H. Fang and H. Ma, *Linformer: self-attention with linear
+#   complexity*, arXiv 2006.04768, 2020.
