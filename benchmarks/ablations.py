@@ -2,13 +2,14 @@
 
 "ours" is the course's way: directions and ranks by the responses, refitted, then fine-tuned with
 the dense network as teacher. All others differ from it, or from the job that their name says, in
-one thing. Every job holds the network before its training, too (`before`).
+one thing. Every job holds the network before its training, too (`before`, which is 0 epochs).
 """
 
 from __future__ import annotations
 
 import copy
 import io
+import json
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -21,24 +22,23 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lowrank_course import responses
-from lowrank_course.compress import apply, compress
+from lowrank_course.compress import apply, compress, fold_batch_norms
+from lowrank_course.linalg import gram_svd
+from lowrank_course.measure import file_mb
 from lowrank_course.models import resnet18
 from lowrank_course.plan import Plan, Row, all_layers
 from lowrank_course.recipes import RECIPES
 
-DECAY = 5e-4  # that of `train`
 RULES = {  # for ranks, of chapter 06
     "uniform": published.uniform,
-    "energy": published.energy,
-    "ALDS": published.alds,
     "EVBMF": published.evbmf_channel,
+    "ALDS": published.alds,
 }
 
 
 def ablations(run: Run) -> Jobs:
     """The most important first; later ones may be left out."""
     b, s = run.bench, run.settings["ablations"]
-    sizes = [s["size"]] * s["epochs"]
 
     def cut(name: str, dense: nn.Module = b.dense, **options: Any) -> nn.Module:
         def make() -> nn.Module:
@@ -50,90 +50,87 @@ def ablations(run: Run) -> Jobs:
     def tuned(
         name: str,
         build: Callable[[], nn.Module],
-        epochs: list[int] = sizes,
+        *,
+        epochs: int = s["epochs"],
+        rate: float = s["rate"],
         taught: bool = True,
         mixed: bool = True,
+        seed: int = 0,
     ) -> tuple[nn.Module, dict[str, Any]]:
         small = build()
-        before = judged(b, small)
-        options = {"learning_rate": s["rate"], "teacher": b.dense if taught else None}
+        found = {"before": judged(b, small), "plan": plan_of(small)}
+        options = {"learning_rate": rate, "teacher": b.dense if taught else None}
         options["cutmix"] = run.settings["cutmix"] if mixed else 0.0
-        log = trained(b, f"{run.label}-{name}", small, epochs, 0, **options)
-        return small, {"before": before, **log, **judged(b, small)}
+        label = f"{run.label}-{name}-{epochs}-{rate}-{taught}-{mixed}-{seed}"
+        log = trained(b, label, small, [s["size"]] * epochs, seed, **options)
+        return small, {**found, **log, **judged(b, small)}
 
     def job(*args: Any, **options: Any) -> Callable[[], dict[str, Any]]:
         return lambda: tuned(*args, **options)[1]
 
-    def weights_only() -> nn.Module:
-        """By the weights alone; then batch norms are measured anew."""
-        small = cut("weights", data=None)
+    def recalibrated(small: nn.Module) -> nn.Module:
         responses.recalibrate(small, b.calibration)
         return small
+
+    def weights() -> nn.Module:
+        """Ranks and directions by the weights alone."""
+        return recalibrated(cut("weights", data=None))
+
+    def weight_directions() -> nn.Module:
+        """Forms and ranks of "ours", directions by the weights alone."""
+        make = partial(apply, b.dense, b.example, ours().plan)  # type: ignore[arg-type]
+        return recalibrated(kept(f"{run.label}-weight-directions", b, make))
+
+    def not_refitted() -> nn.Module:
+        return recalibrated(cut("not-refitted", recalibrate=False))
 
     def by_rank_rule(name: str) -> nn.Module:
         make = partial(by_rule, name, b.dense, b.example, s["budget"], b.calibration)
         return kept(f"{run.label}-{name}", b, make)
 
-    def weight_errors() -> nn.Module:
-        """Ranks by the errors of the weights, directions by the responses."""
-        plan = cut("channel-weights", form="channel", data=None).plan
-        make = partial(apply, b.dense, b.example, plan, b.calibration)  # type: ignore[arg-type]
-        return kept(f"{run.label}-weight-errors", b, make)
-
-    def as_cut(name: str, recalibrated: bool, **options: Any) -> dict[str, Any]:
-        small = cut(name, **options)
-        if recalibrated:
-            responses.recalibrate(small, b.calibration)
-        return judged(b, small)
-
     ours = partial(cut, "ours")
     jobs: Jobs = {"dense": lambda: judged(b, b.dense)}
-    jobs["ours"] = job("ours", ours)
-    jobs["weights"] = job("weights", weights_only)
-    jobs["weights, not recalibrated"] = partial(as_cut, "weights", False, data=None)
-    jobs["ours, recalibrated"] = partial(as_cut, "ours", True)
-    jobs["not refitted"] = job("not-refitted", partial(cut, "not-refitted", recalibrate=False))
-    jobs["no distillation"] = job("labels", ours, taught=False)
-    jobs["no CutMix"] = job("not-mixed", ours, mixed=False)
+    jobs["weights, not recalibrated"] = lambda: judged(b, cut("weights", data=None))
+    jobs["not refitted, not recalibrated"] = lambda: judged(
+        b, cut("not-refitted", recalibrate=False)
+    )
+    jobs["ours, recalibrated"] = lambda: judged(b, recalibrated(ours()))
+    changes: dict[str, tuple[str, Callable[[], nn.Module], dict[str, Any]]] = {
+        "ours": ("ours", ours, {}),
+        "weights": ("weights", weights, {}),
+        "weight directions": ("weight-directions", weight_directions, {}),
+        "not refitted": ("not-refitted", not_refitted, {}),
+        "no distillation": ("ours", ours, {"taught": False}),
+        "no CutMix": ("ours", ours, {"mixed": False}),
+    }
+    for seed in s["seeds"]:
+        for name, (label, build, options) in changes.items():
+            jobs[f"{name}, seed {seed}"] = job(label, build, seed=seed, **options)
+    for rate in s["rates"]:  # does another one change who is ahead?
+        for name in ("ours", "weights", "not refitted"):
+            label, build, _ = changes[name]
+            jobs[f"{name}, rate {rate}"] = job(label, build, rate=rate)
     for n in s["lengths"]:
-        jobs[f"{n} epochs"] = job(f"ours-{n}", ours, [s["size"]] * n)
-    jobs["int8"] = lambda: graded_int8(b, tuned("ours", ours)[0])
-    jobs["dense, int8"] = lambda: graded_int8(b, b.dense)
+        jobs[f"ours, {n} epochs"] = job("ours", ours, epochs=n)
     for form in ("channel", "spatial", "tucker2"):
         jobs[form] = job(form, partial(cut, form, form=form))
-    jobs["channel, weight errors"] = job("weight-errors", weight_errors)
     for name in RULES:
         jobs[f"channel, {name}"] = job(name, partial(by_rank_rule, name))
-
-    def factors(spectral: bool, frobenius: bool) -> dict[str, Any]:
-        """The architecture of "ours" from scratch, as chapter 09 trains its small network."""
-        torch.manual_seed(0)
-        random = resnet18(RECIPES[b.name]["width"], len(b.train.classes))
-        model = apply(random, b.example, ours().plan)  # type: ignore[arg-type]
-        if not spectral:
-            reset_factors(model)
-        if frobenius:
-            frobenius_decay(model, DECAY)
-        name = f"{run.label}-scratch-{spectral}-{frobenius}"
-        log = trained(b, name, model, s["scratch"], 0, weight_decay=0.0 if frobenius else DECAY)
-        return {**log, **judged(b, model)}
-
-    for spectral in (False, True):
-        for frobenius in (False, True):
-            start = "spectral" if spectral else "random"
-            decay = "Frobenius decay" if frobenius else "weight decay"
-            jobs[f"scratch, {start}, {decay}"] = partial(factors, spectral, frobenius)
+    jobs["int8"] = lambda: graded_int8(b, tuned("ours", ours)[0])
+    jobs["dense, int8"] = lambda: graded_int8(b, b.dense)
 
     def prepared(name: str, prepare: Callable[[nn.Module], None]) -> dict[str, Any]:
+        """In the channel form, whose matrix the penalties see."""
         dense = copy.deepcopy(b.dense)
         prepare(dense)
         label = f"{run.label}-{name}"
         options = {"learning_rate": s["rate"], "cutmix": run.settings["cutmix"]}
-        first = trained(b, f"{label}-first", dense, s["preparing"], 0, **options)
-        dense = without_svd(dense)
-        found = {"prepared": judged(b, dense), "first": first["log"]}
-        found["cut by weights"] = judged(b, cut(f"{name}-weights", dense, data=None))
-        _, last = tuned(f"{name}-tuned", partial(cut, name, dense))
+        first = trained(b, f"{label}-first", dense, [s["size"]] * s["preparing"], 0, **options)
+        dense = recalibrated(without_svd(dense))
+        found = {"prepared": judged(b, dense), "spectra": spectra(dense), "first": first["log"]}
+        by_weights = recalibrated(cut(f"{name}-weights", dense, data=None, form="channel"))
+        found["cut by weights"] = judged(b, by_weights)
+        _, last = tuned(name, partial(cut, f"{name}-cut", dense, form="channel"))
         return {**found, **last}
 
     for name, prepare in {
@@ -141,15 +138,53 @@ def ablations(run: Run) -> Jobs:
         "nuclear norm": lambda model: nuclear_norm(model, s["nuclear"]),
         "orthogonality": lambda model: as_svd(model, s["sparse"], s["orthogonal"]),
     }.items():
-        jobs[f"prepared, {name}"] = partial(prepared, name.replace(" ", "-"), prepare)
+        jobs[f"prepared, {name}"] = partial(prepared, f"prepared-{name.split()[0]}", prepare)
+
+    def factors(spectral: bool, frobenius: bool) -> dict[str, Any]:
+        """The architecture of "ours" from scratch, as chapter 09 trains its small network."""
+        torch.manual_seed(0)
+        model = resnet18(RECIPES[b.name]["width"], len(b.train.classes))
+        model = apply(model, b.example, ours().plan)  # type: ignore[arg-type]
+        if not spectral:
+            reset_factors(model)
+        if frobenius:
+            frobenius_decay(model, s["decay"])
+        label = f"{run.label}-scratch-{spectral}-{frobenius}"
+        decay = 0.0 if frobenius else s["decay"]
+        log = trained(b, label, model, [s["size"]] * s["scratch"], 0, weight_decay=decay)
+        return {**log, **judged(b, model)}
+
+    for spectral in (False, True):
+        for frobenius in (False, True):
+            start = "spectral" if spectral else "random"
+            kind = "Frobenius decay" if frobenius else "weight decay"
+            jobs[f"scratch, {start}, {kind}"] = partial(factors, spectral, frobenius)
 
     def timed() -> dict[str, Any]:
-        small = ours()
-        plain = {"dense": b.dense, "ours": small}
-        both = {f"{n}, int8": int8(m, b.example, b.calibration) for n, m in plain.items()}
-        return times({**plain, **both}, b.example)
+        """All folded: what makes the int8 networks folds them, too."""
+        plain = {"dense": b.dense, "ours": ours()}
+        nets = {n: fold_batch_norms(m, b.example) for n, m in plain.items()}
+        return times(
+            nets | {f"{n}, int8": int8(m, b.example, b.calibration) for n, m in plain.items()},
+            b.example,
+        )
 
     return {**jobs, "times": timed}
+
+
+def plan_of(small: Any) -> list[dict[str, Any]]:
+    """The rows of its plan, for a record."""
+    return json.loads(small.plan.to_json())["rows"]
+
+
+def spectra(model: nn.Module) -> dict[str, list[float]]:
+    """Singular values of every kernel that is no 1 x 1, as a matrix (O, C*k*k)."""
+    found = {}
+    for name, m in model.named_modules():
+        if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1):
+            values = gram_svd(m.weight.detach().flatten(1))[1]
+            found[name] = [round(float(value), 4) for value in values]
+    return found
 
 
 def by_rule(
@@ -298,4 +333,5 @@ def graded_int8(b: Bench, model: nn.Module) -> dict[str, Any]:
     """Accuracy in int8, and the size of the file in MB."""
     small, content = int8(model, b.example, b.calibration), io.BytesIO()
     torch.save(small.state_dict(), content)
-    return {"file_mb": len(content.getvalue()) / 1e6, **graded(b, small)}
+    size = {"file_mb": len(content.getvalue()) / 1e6, "float32_mb": file_mb(model)}
+    return {**size, **graded(b, small)}

@@ -19,6 +19,7 @@ from lowrank_course.measure import count_parameters
 from lowrank_course.models import resnet18, save_weights
 from lowrank_course.plan import Plan
 from lowrank_course.recipes import RECIPES, cycles, machine
+from lowrank_course.responses import recalibrate
 
 
 def cut(run: Run, name: str) -> nn.Module:
@@ -137,10 +138,12 @@ def controls(run: Run) -> Jobs:
 
     dense: the same extra epochs, taught by itself. narrow: a ResNet-18 with no more parameters
     than the compressed network, trained as the dense one was and then tuned as the compressed
-    one. scratch: likewise the compressed architecture, from random (spectral) factors.
+    one. scratch: likewise the compressed architecture, from random (spectral) factors. The dense
+    network that they are compared with has batch norms measured anew: `recalibrated` holds what
+    that does to each.
     """
     b, recipe = run.bench, RECIPES[run.bench.name]
-    rate = run.settings["compressed rate"]
+    rate, seeds = run.settings["compressed rate"], run.settings["seeds"]
 
     def narrow() -> nn.Module:
         limit, width = count_parameters(cut(run, "compressed")), 1
@@ -153,6 +156,11 @@ def controls(run: Run) -> Jobs:
         random = resnet18(recipe["width"], len(b.train.classes))
         return apply(random, b.example, cut(run, "compressed").plan)  # type: ignore[arg-type]
 
+    def tuned(kind: str, model: nn.Module, seed: int, rate: float = rate) -> dict[str, Any]:
+        found = tune(run, f"{kind}-{rate}", model, seed, learning_rate=rate)
+        recalibrate(model, b.calibration)
+        return {**found, "recalibrated": judged(b, model)}
+
     def fresh(kind: str, build: Callable[[], nn.Module], seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)
         model = build()
@@ -160,17 +168,25 @@ def controls(run: Run) -> Jobs:
         for number, cycle in enumerate(cycles(recipe)):
             key, sizes = f"{run.label}-{kind}-{number}-{seed}", cycle.pop("size")
             log += trained(b, key, model, sizes, seed + 1000 * number, **cycle)["log"]
-        found = tune(run, kind, model, seed, learning_rate=rate)
+        found = tuned(kind, model, seed)
         return {**found, "log": log + found["log"]}
 
-    def dense(seed: int) -> dict[str, Any]:
-        return tune(run, "dense", copy.deepcopy(b.dense), seed, learning_rate=rate)
+    def dense(seed: int, rate: float = rate) -> dict[str, Any]:
+        return tuned("dense", copy.deepcopy(b.dense), seed, rate)
 
-    jobs: Jobs = {}
-    for seed in run.settings["seeds"]:
-        jobs |= {
-            f"dense, seed {seed}": partial(dense, seed),
-            f"narrow, seed {seed}": partial(fresh, "narrow", narrow, seed),
-            f"scratch, seed {seed}": partial(fresh, "scratch", scratch, seed),
-        }
+    def timed() -> dict[str, Any]:
+        networks = {"dense": b.dense, "compressed": cut(run, "compressed")}
+        networks["narrow"] = narrow().eval().to(memory_format=torch.channels_last)
+        return times({n: fold_batch_norms(m, b.example) for n, m in networks.items()}, b.example)
+
+    def of_seed(seed: int) -> Jobs:
+        narrow_one = partial(fresh, "narrow", narrow, seed)
+        return {f"dense, seed {seed}": partial(dense, seed), f"narrow, seed {seed}": narrow_one}
+
+    first = seeds[0]
+    jobs = {**of_seed(first), "times": timed}
+    jobs[f"scratch, seed {first}"] = partial(fresh, "scratch", scratch, first)
+    jobs["dense, rate 0.03"] = partial(dense, first, 0.03)  # that of the extreme network
+    for seed in seeds[1:]:
+        jobs |= of_seed(seed)
     return jobs

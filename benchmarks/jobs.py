@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import statistics
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,10 +216,12 @@ def finish(run: Run, jobs: Jobs) -> list[str]:
         bar.set_postfix_str(key)
         try:
             found = jobs[key]()
-        except (RuntimeError, ValueError) as error:
-            tqdm.write(f"{run.path.stem}, {key}: {error}")
+        except Exception as error:  # of whatever kind: the next job may well succeed
+            told = isinstance(error, (RuntimeError, ValueError))  # else it is a fault of the code
+            tqdm.write(f"{run.path.stem}, {key}: {error if told else traceback.format_exc()}")
             failed.append(key)
             continue
+        record |= started(run.path, run.configuration)  # another call may have written meanwhile
         record["jobs"][key] = {**found, "machine": machine()}
         record["summary"] = summary(record["jobs"])
         write_text(run.path, json.dumps(record, indent=1))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import seed
@@ -18,18 +19,20 @@ from torch import nn
 from two_limits import compress_within
 
 from lowrank_course.models import resnet18
-from lowrank_course.recipes import OPTIONS, RECIPES
-from lowrank_course.train import train
+from lowrank_course.recipes import OPTIONS, RECIPES, machine
+from lowrank_course.train import _bf16_pays, train
 
-FEW = 800  # images on which the recipe is timed: 25 of its batches
+FEW = 1024  # images on which a pace is measured
+PRECISIONS = {"float32": False, "bfloat16": True}
 
 
 def same_time(run: Run) -> Jobs:
     """Dense training, compression and fine-tuning in the time that the popular recipe takes here.
 
     Dense training is the first cycle of its recipe. The epochs of both trainings are cut by one
-    factor, so that the time at the pace of this machine is a little less than that. Each side
-    computes in the precision that is faster here (`bf16`; `recipe` holds both of its times).
+    factor, so that the time at the pace of this machine is a little less than that. Both sides
+    compute in the precision in which the recipe is faster here (`precision`); `seconds` holds the
+    times of both sides in the other one, too, where this processor gains by it at all.
     """
     b, recipe = run.bench, RECIPES[run.bench.name]
 
@@ -39,72 +42,89 @@ def same_time(run: Run) -> Jobs:
         model.evaluation_size = recipe["evaluation_size"]
         return model
 
-    def pace() -> dict[str, Any]:
-        """Seconds of the recipe, and of our epochs by size, without and with a teacher.
+    def paces(precision: str) -> dict[str, Any]:
+        """Seconds of the recipe, from a part of an epoch, and of our epochs by size.
 
         It is a dense network that is timed, also where a thin one will be trained.
         """
-        check_idle()
-        theirs = seconds_of_the_recipe(b, **run.settings["recipe"])
-        few = b.train.select(np.arange(min(len(b.train), 512)))
+        few = b.train.select(np.arange(min(len(b.train), FEW)))
         laps: dict[str, float] = {}
         for size, teacher in _laps(recipe["sizes"], False) | _laps(run.settings["sizes"], True):
             given = network() if teacher else None
-            log = train(network(), few, 1, size, teacher=given, progress=False)
+            with in_precision(precision):
+                log = train(network(), few, 1, size, teacher=given, progress=False)
             laps[f"{size} {teacher}"] = log[0]["seconds"] * len(b.train) / len(few)
-        whole = sum(laps[f"{size} False"] for size in recipe["sizes"])
-        whole += sum(laps[f"{size} True"] for size in run.settings["sizes"])
-        share = min(1.0, 0.95 * min(theirs.values()) / whole)
+        ours = sum(laps[f"{size} False"] for size in recipe["sizes"])
+        ours += sum(laps[f"{size} True"] for size in run.settings["sizes"])
+        theirs = seconds_of_the_recipe(b, precision, **run.settings["recipe"])
+        return {"recipe": theirs, "ours": ours, "laps": laps}
+
+    def pace() -> dict[str, Any]:
+        check_idle()
+        pays = _bf16_pays(network(), b.size, recipe["batch_size"])
+        found = {name: paces(name) for name, bf16 in PRECISIONS.items() if pays or not bf16}
+        precision = min(found, key=lambda name: found[name]["recipe"])
+        share = min(1.0, 0.95 * found[precision]["recipe"] / found[precision]["ours"])
         return {
-            "recipe": theirs,
-            "laps": laps,
+            "precision": precision,
+            "seconds": found,
             "share": share,
             "dense": _shortened(recipe["sizes"], share),
             "tune": _shortened(run.settings["sizes"], share),
         }
 
-    def dense_part() -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-        """The dense network, trained, its log, and what `pace` found."""
-        paced = json.loads(run.path.read_text(encoding="utf-8"))["jobs"].get("pace")
-        if paced is None:
+    def paced() -> dict[str, Any]:
+        found = json.loads(run.path.read_text(encoding="utf-8"))["jobs"].get("pace")
+        if found is None:
             raise RuntimeError("the pace is not measured yet; call again on an idle machine")
-        model, key = network(), f"{run.label}-dense-{digest(paced['dense'])}"
+        if found["machine"] != machine():
+            raise RuntimeError(f"the pace is that of another machine; move {run.path}")
+        return found
+
+    def dense_part(plan: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+        """The dense network, trained, and its log."""
+        model, key = network(), f"{run.label}-dense-{digest(plan['dense'])}"
         options = {name: recipe[name] for name in OPTIONS}
-        log = trained(b, key, model, paced["dense"], 0, **options)
-        return model, log, paced
+        with in_precision(plan["precision"]):
+            return model, trained(b, key, model, plan["dense"], 0, **options)
 
     def dense() -> dict[str, Any]:
-        model, log, _ = dense_part()
+        model, log = dense_part(paced())
         return {**log, **judged(b, model)}
 
     def whole() -> dict[str, Any]:
-        model, first, paced = dense_part()
+        plan = paced()
+        model, first = dense_part(plan)
         own = replace(b, dense=model)
         start = time.perf_counter()
         cut = compress_within(model.eval(), b.example, run.settings["compressed"], b.calibration)
         seconds = {"dense": _sum(first), "compress": time.perf_counter() - start}
         options = {"teacher": model, "learning_rate": run.settings["compressed rate"]}
         options["cutmix"] = run.settings["cutmix"]
-        key = f"{run.label}-tune-{digest(paced)}"
-        log = trained(own, key, cut, paced["tune"], 0, **options)
+        key = f"{run.label}-tune-{digest(plan)}"
+        with in_precision(plan["precision"]):
+            log = trained(own, key, cut, plan["tune"], 0, **options)
         seconds["tune"] = _sum(log)
         seconds["all"] = sum(seconds.values())
+        seconds["recipe"] = plan["seconds"][plan["precision"]]["recipe"]
         return {**log, **judged(b, cut), "seconds": seconds}
 
     return {"pace": pace, "dense": dense, "whole": whole}
 
 
-def seconds_of_the_recipe(b: Bench, size: int, epochs: int) -> dict[str, float]:
-    """How long the popular recipe trains on this machine, by precision, from a few batches."""
+def in_precision(name: str) -> Any:
+    """Within it, `train` computes in "float32" or "bfloat16" and measures nothing itself."""
+    return mock.patch("lowrank_course.train._bf16_pays", return_value=PRECISIONS[name])
+
+
+def seconds_of_the_recipe(b: Bench, precision: str, size: int, epochs: int) -> float:
+    """How long the popular recipe trains on this machine, from a part of an epoch."""
     few = b.train.select(np.arange(min(len(b.train), FEW)))
     images = epochs * (len(b.train) + len(b.holdout))  # it keeps no images aside
-    found = {}
-    for name, bf16 in {"float32": False, "bfloat16": True}.items():
-        with tempfile.TemporaryDirectory() as folder:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                _, log = seed.retrain(few, size, 1, Path(folder) / "recipe.pt")
-        found[name] = log["seconds"] * images / len(few)
-    return found
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.autocast("cpu", torch.bfloat16, enabled=PRECISIONS[precision]):
+            _, log = seed.retrain(few, size, 1, Path(folder) / "recipe.pt")
+    return log["seconds"] * images / len(few)
 
 
 def _laps(sizes: Sequence[int], teacher: bool) -> dict[tuple[int, bool], None]:

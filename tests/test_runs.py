@@ -42,12 +42,7 @@ SETTINGS = {
     "latency rate": 0.01,
     "recipe": {"size": 16, "epochs": 5},
     "trials": {"sizes": [16], "rates": [0.01, 0.02]},
-    "ablations": {
-        **runs.SETTINGS["digits"]["ablations"],
-        "size": 16,
-        "scratch": [16],
-        "preparing": [16],
-    },
+    "ablations": {**runs.SETTINGS["digits"]["ablations"], "size": 16},
 }
 RECIPE = {**runs.RECIPES["digits"], "sizes": [16, 24], "again": [{"size": [24]}]}
 
@@ -295,12 +290,16 @@ def test_rates_do_as_well_as_any_in_the_recorded_trials():
 def test_controls_get_the_same_training(one_run):
     run = one_run("controls")
     found = compressed.controls(run)
-    assert list(found)[:3] == ["dense, seed 0", "narrow, seed 0", "scratch, seed 0"]
+    assert list(found)[:4] == ["dense, seed 0", "narrow, seed 0", "times", "scratch, seed 0"]
+    assert {"dense, seed 1", "narrow, seed 1", "dense, rate 0.03"} < found.keys()
     small = compressed.cut(run, "compressed")
     made = {kind: found[f"{kind}, seed 0"]() for kind in ("dense", "narrow", "scratch")}
     assert made["dense"]["parameters"] == count_parameters(run.bench.dense)
     assert 0.7 * count_parameters(small) < made["narrow"]["parameters"] <= count_parameters(small)
     assert made["scratch"]["macs"] == count_macs(small, run.bench.example)
+    assert all(
+        job["recalibrated"]["accuracy"].keys() == {"holdout", "val"} for job in made.values()
+    )
     assert [epoch["size"] for epoch in made["dense"]["log"]] == [16, 24]
     assert [epoch["size"] for epoch in made["narrow"]["log"]] == [16, 24, 24, 16, 24]
     assert [epoch["size"] for epoch in made["scratch"]["log"]] == [16, 24, 24, 16, 24]
@@ -308,13 +307,25 @@ def test_controls_get_the_same_training(one_run):
 
 @pytest.mark.slow
 def test_the_same_time(call, record, monkeypatch):
-    monkeypatch.setattr(same_time, "seconds_of_the_recipe", lambda *_, **__: {"float32": 1e3})
+    theirs = {"float32": 2e3, "bfloat16": 1e3}
+    monkeypatch.setattr(same_time, "seconds_of_the_recipe", lambda b, name, **_: theirs[name])
+    monkeypatch.setattr(same_time, "_bf16_pays", lambda *_: True)
     assert call("same_time") == 0
     pace, dense, whole = record("same_time")["jobs"].values()
+    assert pace["precision"] == "bfloat16" and dense["bf16"] and whole["bf16"]
+    assert pace["seconds"].keys() == theirs.keys() and whole["seconds"]["recipe"] == 1e3
     assert pace["share"] == 1 and pace["dense"] == pace["tune"] == [16, 24]
     assert dense["log"][-1]["epoch"] == 2 and dense["macs"] > whole["macs"]
     seconds = whole["seconds"]
     assert seconds["all"] == pytest.approx(seconds["dense"] + seconds["compress"] + seconds["tune"])
+
+
+@pytest.mark.slow
+def test_the_pace_of_another_machine_is_refused(one_run, monkeypatch):
+    run = one_run("same_time")
+    run.path.write_text(json.dumps({"jobs": {"pace": {"machine": {"cpu": "another"}}}}))
+    with pytest.raises(RuntimeError, match="the pace is that of another machine; move"):
+        same_time.same_time(run)["dense"]()
 
 
 @pytest.mark.slow
@@ -327,9 +338,10 @@ def test_the_recipe_is_timed_on_a_few_batches(tiny, monkeypatch):
 
     monkeypatch.setattr(same_time.seed, "retrain", retrain)
     monkeypatch.setattr(same_time, "FEW", 40)
-    found = same_time.seconds_of_the_recipe(tiny, size=16, epochs=5)
+    for name in ("float32", "bfloat16"):
+        found = same_time.seconds_of_the_recipe(tiny, name, size=16, epochs=5)
+        assert found == pytest.approx(2.0 * 5 * 150 / 40)
     assert given == [(40, 16, 1, False), (40, 16, 1, True)]
-    assert found == pytest.approx(dict.fromkeys(("float32", "bfloat16"), 2.0 * 5 * 150 / 40))
 
 
 def test_a_schedule_is_shortened_in_all_its_parts():
@@ -348,18 +360,28 @@ def few(one_run):
 
 
 def test_ablations_hold_what_the_chapters_ask_for(few):
-    wanted = {"ours", "weights", "not refitted", "no distillation", "2 epochs", "int8", "spatial"}
-    wanted |= {"tucker2", "channel, uniform", "channel, EVBMF", "prepared, nuclear norm", "times"}
-    assert wanted | {"scratch, spectral, Frobenius decay", "dense, int8"} <= few.keys()
-    assert list(few)[:2] == ["dense", "ours"]
+    changes = ("ours", "weights", "weight directions", "not refitted", "no distillation")
+    wanted = {f"{name}, seed {seed}" for name in changes for seed in (0, 1)}
+    wanted |= {"ours, 2 epochs", "ours, rate 0.06", "int8", "dense, int8", "times", "spatial"}
+    wanted |= {"tucker2", "channel, uniform", "channel, EVBMF", "prepared, nuclear norm"}
+    assert wanted | {"scratch, spectral, Frobenius decay", "no CutMix, seed 1"} <= few.keys()
+
+
+def test_a_record_of_ablations_may_grow(call, tiny):
+    before = runs.configuration("ablations", tiny)
+    own = runs.SETTINGS["digits"]["ablations"]
+    runs.SETTINGS["digits"]["ablations"] = {**own, "lengths": [1, 2, 3], "seeds": [0, 1, 2]}
+    assert runs.configuration("ablations", tiny) == before
+    runs.SETTINGS["digits"]["ablations"] = {**own, "epochs": 7}
+    assert runs.configuration("ablations", tiny) != before
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "key",
-    ["ours", "weights", "ours, recalibrated", "channel, uniform", "channel, weight errors",
-     "int8", "times", "scratch, random, Frobenius decay", "prepared, nuclear norm",
-     "prepared, orthogonality"],
+    ["ours, seed 1", "weights, seed 0", "weight directions, seed 0", "ours, recalibrated",
+     "channel, uniform", "int8", "times", "scratch, random, Frobenius decay",
+     "prepared, nuclear norm", "prepared, orthogonality"],
 )  # fmt: skip
 def test_an_ablation(few, tiny, key):
     found = few[key]()
@@ -368,13 +390,43 @@ def test_an_ablation(few, tiny, key):
         return
     assert found["accuracy"].keys() == {"holdout", "val"}
     if key == "int8":
-        assert 0 < found["file_mb"] < 0.7
+        assert 0 < found["file_mb"] < 0.5 * found["float32_mb"] < 1
         return
     limit = SETTINGS["ablations"]["budget"] * count_macs(tiny.dense, tiny.example)
     assert found["macs"] <= limit and len(found.get("log", [1])) == 1
+    if "before" in found:
+        assert found["before"]["macs"] == found["macs"] and len(found["plan"]) == 21
     if key.startswith("prepared"):
         assert found["prepared"]["macs"] == count_macs(tiny.dense, tiny.example)
         assert found["cut by weights"]["macs"] <= limit
+        assert len(found["spectra"]) == 17
+        assert not {row["form"] for row in found["plan"]} & {"spatial", "tucker2"}
+
+
+@pytest.mark.slow
+def test_a_training_with_penalties_goes_on_after_an_interruption(call, tiny, monkeypatch):
+    """The penalties are set again, and a kernel that is trained as an SVD is loaded as one."""
+
+    def prepared(label):
+        dense = copy.deepcopy(tiny.dense)
+        ablations.as_svd(dense, 0.006, 0.02)
+        jobs.trained(tiny, label, dense, [16, 16], 0)
+        return ablations.without_svd(dense).state_dict()
+
+    whole, original, seen = prepared("svd-whole"), train.evaluate, []
+
+    def breaking(*args):
+        seen.append(args)
+        if len(seen) == 2:  # after the second epoch
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(train, "evaluate", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        prepared("svd-again")
+    monkeypatch.setattr(train, "evaluate", original)
+    again = prepared("svd-again")
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
 
 
 @pytest.fixture(scope="module")
