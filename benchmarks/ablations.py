@@ -28,6 +28,7 @@ from lowrank_course.measure import file_mb
 from lowrank_course.models import resnet18
 from lowrank_course.plan import Plan, Row, all_layers
 from lowrank_course.recipes import RECIPES
+from lowrank_course.refit import refit
 
 RULES = {  # for ranks, of chapter 06
     "uniform": published.uniform,
@@ -81,6 +82,13 @@ def ablations(run: Run) -> Jobs:
         make = partial(apply, b.dense, b.example, ours().plan)  # type: ignore[arg-type]
         return recalibrated(kept(f"{run.label}-weight-directions", b, make))
 
+    def weights_refitted() -> nn.Module:
+        """Likewise, but with the refit of "ours": does it make up for such directions?"""
+        small = weight_directions()
+        names = [row.name for row in small.plan if not row.reason]  # type: ignore[union-attr]
+        refit(small, b.dense, b.calibration, names)
+        return small
+
     def not_refitted() -> nn.Module:
         return recalibrated(cut("not-refitted", recalibrate=False))
 
@@ -99,6 +107,7 @@ def ablations(run: Run) -> Jobs:
         "ours": ("ours", ours, {}),
         "weights": ("weights", weights, {}),
         "weight directions": ("weight-directions", weight_directions, {}),
+        "weight directions, refitted": ("weights-refitted", weights_refitted, {}),
         "not refitted": ("not-refitted", not_refitted, {}),
         "no distillation": ("ours", ours, {"taught": False}),
         "no CutMix": ("ours", ours, {"mixed": False}),

@@ -379,7 +379,7 @@ def test_a_record_of_ablations_may_grow(call, tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "key",
-    ["ours, seed 1", "weights, seed 0", "weight directions, seed 0", "ours, recalibrated",
+    ["ours, seed 1", "weights, seed 0", "weight directions, refitted, seed 0", "ours, recalibrated",
      "channel, uniform", "int8", "times", "scratch, random, Frobenius decay",
      "prepared, nuclear norm", "prepared, orthogonality"],
 )  # fmt: skip

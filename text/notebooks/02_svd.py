@@ -555,10 +555,12 @@ assert relative_error((U20 * S20) @ Vh20, photo) < 1.01 * best
 # each row of the matrix is one picture. The directions are the rows of `Vh`. To compare two of
 # them, take the cosine of the angle between them: 1 means the same direction.
 #
-# The variance along direction $i$ is $s_i^2 / (N - 1)$, for $N$ pictures. (Write $X$ for the
-# centred data. From $X = U\,\mathrm{diag}(S)\,V^\top$ follows $X^\top X =
-# V\,\mathrm{diag}(S)^2\,V^\top$: the columns of $V$ are the eigenvectors of the covariance $X^\top
-# X / (N - 1)$.)
+# The variance along direction $i$ is $s_i^2 / (N - 1)$, for $N$ pictures. Write $X$ for the data
+# with the mean taken away:
+#
+# $$X = U\,\mathrm{diag}(S)\,V^\top \quad \text{so} \quad X^\top X = V\,\mathrm{diag}(S)^2\,V^\top$$
+#
+# The columns of $V$ are the eigenvectors of the covariance $X^\top X / (N - 1)$.
 
 # %% tags=["nbval-check-output"]
 from sklearn.datasets import load_digits

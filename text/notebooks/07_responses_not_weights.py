@@ -185,14 +185,15 @@ print(f"median of all layers: responses to noise {np.median(of_noise):.0f} %, "
 
 # %% [markdown]
 # **Explain.** White noise uses all directions of a patch alike, so the stem's responses need about
-# as many as its weights. That they need fewer above comes from the images. Behind the stem the
-# inputs are no longer white, whatever you put in: the last line says how much is left of the
-# difference.
+# as many as its weights. That they need fewer for images comes from the images: neighbouring pixels
+# are alike, edges are everywhere.
 #
-# Keep the picture. **The weights of a trained network are hardly low-rank. Its responses are.** The
-# kernel could answer to inputs of every kind. But real images use few patterns (neighbouring pixels
-# are alike, edges are everywhere). And each layer sees only what the layers before it let through.
-# A direction of the kernel that hardly any image uses still costs rank, and gives next to nothing.
+# Behind the stem it is another story. There even noise gets by with few directions, and images need
+# *more* of them. So there the low rank is the network's own work. Each layer sees only what the
+# layers before it let through, and to them one picture of noise looks much like another.
+#
+# Keep the picture. **The weights of a trained network are hardly low-rank. Its responses are.** A
+# direction of the kernel that hardly any image uses still costs rank, and gives next to nothing.
 #
 # ## 2. The best cut for real inputs
 #
@@ -649,8 +650,8 @@ for key, network in healthy.items():
 
 # %% [markdown]
 # **Explain.** Fresh statistics move the answers although nothing was broken. (Measuring them anew
-# is known as PreciseBN, Wu and Johnson, 2021, and for pruned networks as adaptive batch
-# normalization, Li et al., 2020.) How much depends on what looks like a detail:
+# is known as PreciseBN, Wu and Johnson, 2021, and for pruned networks as adaptive batch norms, Li
+# et al., 2020.) How much depends on what looks like a detail:
 #
 # - Recalibration averages the variances *within* batches. If a batch shows one class only, the
 #   differences between classes are missing, and the stored variance is too small. **Shuffle.**
@@ -744,7 +745,10 @@ plots.show(figure, "Nine networks at equal MACs, from the largest KL to the smal
 # the cuts themselves, the one by responses is nearer to the dense answers than the one by weights,
 # and the two-sided one is nearer than that by responses. (On the digits, where the network is
 # nearly always right, these two may be the same.) The refit improves the two-sided cut once more
-# (*refitted*). *Weights, refitted* had the same mend and other directions. Where the units of the
+# (*refitted*). *Weights, refitted* had the same mend and other directions. On the photographs the
+# test does not tell it from *refitted*: the mend looks at the responses itself, and makes up for
+# directions that were chosen without them. (With the digits the two-sided directions stay ahead.)
+# So let the responses in *somewhere*: in the cut, in the mend, or in both. Where the units of the
 # batch norm stand, read in the table. They are a first guess at what counts: a large scale does not
 # yet mean that the answers feel the channel.
 #
@@ -766,8 +770,8 @@ print(f"compress: {count_macs(best, example) / count_macs(dense, example):.0%} o
 # %% [markdown]
 # **Explain.** Three things are new at once: the ranks, in some layers the form, and the gradients
 # of the halved scores. This cell cannot say what each of them is worth. Chapter 06 changed the
-# ranks alone, and the KL fell there, too. So both choices count: *which* directions a layer keeps
-# (this chapter), and *how many* (chapter 06).
+# ranks alone, and the KL fell there, too. So where a mend follows, *how many* directions a layer
+# keeps (chapter 06) can count more than *which* ones (this chapter).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 by = {key: float(values.mean()) for key, values in kl.items()}
@@ -783,8 +787,12 @@ if not quick or name == "digits":
         won = int((kl[a] < kl[b]).sum())
         assert won > len(labels) / 2 and binomtest(won, len(labels)).pvalue < 0.05, (a, b)
 assert by["weights, mean kept"] < by["weights"] or quick              # "the mean"
-if name == "imagenette" and not quick:
-    assert abs(of_noise[0] - need["weights"][0]) < 6                  # "about as many"
+assert abs(of_noise[0] - need["weights"][0]) < 8                      # "about as many"
+assert np.median(of_noise) < median["responses"] or quick             # "need more of them"
+if not quick or name == "digits":
+    won = int((kl["refitted"] < kl["weights, refitted"]).sum())
+    p = binomtest(won, len(labels)).pvalue
+    assert p > 0.01 if name == "imagenette" else (p < 0.05 and won > len(labels) / 2)   # "ahead"
 
 # %% [markdown]
 # ## 8. The recorded run
@@ -880,7 +888,8 @@ if path.exists():
 # 2. The least error of the responses comes from their PCA. Whitening the inputs gives the same.
 # 3. An error should count as much as the answers feel it. $G$ measures that, and holds the batch
 #    norm already: never apply both.
-# 4. Errors add up. A regression from front to back mends what can be mended, at no cost in MACs.
+# 4. Errors add up. A regression from front to back mends what can be mended, at no cost in MACs. It
+#    can even make up for directions that were chosen without the responses.
 # 5. Fresh batch-norm statistics move even a healthy network. The refit does not.
 #
 # ## Check yourself

@@ -590,17 +590,12 @@ for number in threads:
 # %%
 half_batch = batch.to(torch.bfloat16)
 halves = {name: copy.deepcopy(model).to(torch.bfloat16) for name, model in best.items()}
-halves["dense"](half_batch[:1])                      # warm-up
-slow = stopwatch(halves["dense"], half_batch[:1]) > 5 * stopwatch(best["dense"], batch[:1])
-if slow or quick:
-    print("Skipped: bfloat16 is far slower here, or this is a quick test.")
-else:
-    for kind, nets, x in (("float32", best, batch), ("bfloat16", halves, half_batch)):
-        found = compare_latency(nets, x, 8, runs=3)
-        print(f"{kind:8} dense {found['dense']:5.1f} ms, thin {found['thin']:5.1f} ms, "
-              f"{found['thin'] / found['dense']:.0%}")
-    same = (halves["dense"](half_batch).argmax(1) == best["dense"](batch).argmax(1)).float().mean()
-    print(f"the dense network gives {same:.0%} of the same answers in bfloat16")
+for kind, nets, x in (("float32", best, batch), ("bfloat16", halves, half_batch)):
+    found = {name: median(values) for name, values in paired(nets, x, rounds=5).items()}
+    print(f"{kind:8} dense {found['dense']:6.1f} ms, thin {found['thin']:6.1f} ms, "
+          f"{found['thin'] / found['dense']:.0%}")
+same = (halves["dense"](half_batch).argmax(1) == best["dense"](batch).argmax(1)).float().mean()
+print(f"the dense network gives {same:.0%} of the same answers in bfloat16")
 
 # %% [markdown]
 # **Explain.** Look first whether the times fall at all. If they do, both networks must get the
