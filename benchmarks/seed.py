@@ -1,15 +1,18 @@
 """The popular recipe, run in full as it was published, and recorded.
 
     python benchmarks/seed.py --json results/seed.json
+    python benchmarks/seed.py --control --json results/seed-control.json
 
 An untrained ResNet-18, two layers truncated to rank 8 in place, five epochs of plain SGD, images of
 320 px. Only the calls are today's (chapter 04 lists them), and the images come from the 160 px
-archive, enlarged. Interrupted, it goes on from its checkpoint in the cache folder.
+archive, cut to squares and enlarged. --control leaves the first truncation out. Interrupted, it
+goes on from its checkpoint in the cache folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -59,11 +62,14 @@ def look(model: nn.Module) -> dict[str, dict[str, float]]:
     return found
 
 
-def retrain(images: ImageSet, size: int, epochs: int, path: Path) -> tuple[nn.Module, dict]:
+def retrain(
+    images: ImageSet, size: int, epochs: int, path: Path, control: bool = False
+) -> tuple[nn.Module, dict]:
     """Truncate and train, from the checkpoint at `path` if there is one; network and log."""
     torch.manual_seed(SEED)
     model = models.resnet18().train()
-    truncate(model)
+    if not control:
+        truncate(model)
     optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM)
     log: dict[str, Any] = {"losses": [], "looks": [{"step": 0, **look(model)}], "seconds": 0.0}
     if path.exists():
@@ -96,9 +102,11 @@ def retrain(images: ImageSet, size: int, epochs: int, path: Path) -> tuple[nn.Mo
     return model, log
 
 
-def record(images: ImageSet, val: ImageSet, size: int, epochs: int, path: Path) -> dict[str, Any]:
+def record(
+    images: ImageSet, val: ImageSet, size: int, epochs: int, path: Path, control: bool = False
+) -> dict[str, Any]:
     """Run the recipe, judge it on `val`, and measure it; accuracies in percent."""
-    model, log = retrain(images, size, epochs, path)
+    model, log = retrain(images, size, epochs, path, control)
     whole = len(log["losses"]) // epochs // LOSS_EVERY  # hundreds; the rest of an epoch is dropped
     losses = np.reshape(log["losses"], (epochs, -1))[:, : whole * LOSS_EVERY]
     begun = time.perf_counter()
@@ -106,14 +114,22 @@ def record(images: ImageSet, val: ImageSet, size: int, epochs: int, path: Path) 
     seconds = {"training": log["seconds"], "evaluation": time.perf_counter() - begun}
     x = next(batches(val, size))[0]
     costs = {"before": asdict(measure(models.resnet18(), x)), "after": asdict(measure(model, x))}
+    some = images.select(np.random.default_rng(SEED).permutation(len(images))[:1024])
+
+    def recalibrated() -> float:
+        again = copy.deepcopy(model)
+        responses.recalibrate(again, batches(some, size))
+        return evaluate(again, batches(val, size))
+
+    accuracy["retrained, recalibrated"] = recalibrated()
     truncate(model)
     accuracy["truncated again"] = evaluate(model, batches(val, size))
-    some = np.random.default_rng(SEED).permutation(len(images))[:1024]
-    responses.recalibrate(model, batches(images.select(some), size))
-    accuracy["recalibrated"] = evaluate(model, batches(val, size))
+    accuracy["recalibrated"] = recalibrated()
     recipe = {"layers": LAYERS, "rank": RANK, "batch_size": BATCH, "learning_rate": RATE}
     return {
-        "command": f"python benchmarks/seed.py --size {size} --epochs {epochs}",
+        "command": f"python benchmarks/seed.py --size {size} --epochs {epochs}"
+        + " --control" * control,
+        "control": control,
         "reported": REPORTED,
         "accuracy": accuracy,
         "costs": costs,
@@ -132,14 +148,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the record there")
     parser.add_argument("--size", type=int, default=320, help="of the images, in pixels")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--control", action="store_true", help="do not truncate at the start")
     args = parser.parse_args(argv)
     if args.json:
         check_writable(args.json)  # told before hours of work
     train, holdout, val = (data.load_images(s, "imagenette") for s in ("train", "holdout", "val"))
     index = np.concatenate([train.index, holdout.index])  # the recipe keeps no images aside
     images = replace(train, index=index, labels=np.concatenate([train.labels, holdout.labels]))
-    path = data.cache_folder() / "training" / f"seed-{args.size}px-{args.epochs}epochs.pt"
-    made = record(images, val, args.size, args.epochs, path)
+    name = f"seed{'-control' * args.control}-{args.size}px-{args.epochs}epochs.pt"
+    path = data.cache_folder() / "training" / name
+    made = record(images, val, args.size, args.epochs, path, args.control)
     print(json.dumps(made["accuracy"]))
     if args.json:
         data.write_text(args.json, json.dumps(made, indent=1))

@@ -109,7 +109,8 @@ def test_record_of_a_tiny_run(finished):
         [pytest.approx(sum(losses[:3]) / 3)],
         [pytest.approx(sum(losses[4:7]) / 3)],
     ]
-    assert made["accuracy"].keys() == {"retrained", "truncated again", "recalibrated"}
+    uncut, cut = ("retrained", "retrained, recalibrated"), ("truncated again", "recalibrated")
+    assert made["accuracy"].keys() == {*uncut, *cut}
     assert all(0 <= percent <= 100 for percent in made["accuracy"].values())
     assert made["data"] == {"train": 100, "val": 20, "source_pixels": 32}
     assert made["rank_tolerance"] == pytest.approx(6.9e-5, rel=0.01)
@@ -177,6 +178,16 @@ def test_the_command_writes_the_record(small, tmp_path, capsys):
     assert [file.name for file in path.parent.iterdir()] == ["seed.json"]
     checkpoints = (tmp_path / "cache" / "training").iterdir()
     assert [file.name for file in checkpoints] == ["seed-16px-1epochs.pt"]
+
+
+def test_the_control_is_the_same_training_without_the_cut(small, tmp_path):
+    path = tmp_path / "control.json"
+    seed.main(["--control", "--json", str(path), "--size", "16", "--epochs", "1"])
+    made = json.loads(path.read_text())
+    assert made["command"] == "python benchmarks/seed.py --size 16 --epochs 1 --control"
+    assert made["control"] and made["looks"][0]["layer1.0.conv1"]["rank"] == 64
+    checkpoints = (tmp_path / "cache" / "training").iterdir()
+    assert [file.name for file in checkpoints] == ["seed-control-16px-1epochs.pt"]
 
 
 def test_a_bad_path_is_told_before_the_work(tmp_path, monkeypatch):
