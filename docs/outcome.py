@@ -35,17 +35,18 @@ def draw() -> None:
     plots.style()
     figure, axes = plt.subplots(figsize=(9, 4.4))
     lines = [
-        (ours, plots.PALETTE["blue"], "o", (0, -12)),
-        (PILOT, plots.PALETTE["green"], "s", (0, 12)),
-        (reported, plots.PALETTE["vermillion"], "D", (0, 12)),
-        (again, plots.PALETTE["vermillion"], "d", (0, -12)),
+        (ours, plots.PALETTE["blue"], "o", -12),
+        (PILOT, plots.PALETTE["green"], "s", 12),
+        (reported, plots.PALETTE["vermillion"], "D", 12),
+        (again, plots.PALETTE["vermillion"], "d", -12),
     ]
     for points, colour, marker, shift in lines:
-        across, up = zip(*points.values(), strict=True)
-        axes.plot(across, up, "-", marker=marker, color=colour, markersize=9)
-        for name, point in points.items():
-            place = {"xytext": shift, "textcoords": "offset points", "ha": "center"}
-            place["va"] = "bottom" if shift[1] > 0 else "top"
+        across, top1 = zip(*points.values(), strict=True)
+        axes.plot(across, top1, "-", marker=marker, color=colour, markersize=9)
+        for i, (name, point) in enumerate(points.items()):
+            up = -shift if points is ours and i == 2 else shift  # beside the last one
+            place = {"xytext": (0, up), "textcoords": "offset points", "ha": "center"}
+            place["va"] = "bottom" if up > 0 else "top"
             axes.annotate(name, point, **place, color=colour, fontsize=12)
     axes.set(xscale="log", xlim=(0.3, 25), ylim=(55, 100))
     axes.set(xlabel="parameters (million)", ylabel="top-1 on Imagenette (%)")

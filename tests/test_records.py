@@ -62,6 +62,14 @@ def right(job: dict) -> np.ndarray:
     return bits[:3925] == 1
 
 
+def test_the_extreme_network_keeps_its_promise():
+    run = json.loads((ROOT / "results" / "extreme.json").read_text(encoding="utf-8"))
+    dense, ours = run["jobs"]["dense"], run["summary"]["tuned"]
+    for seed in ours["seeds"]:
+        assert run["jobs"][f"tuned, seed {seed}"]["parameters"] <= 0.5e6
+    assert ours["val"]["mean"] > dense["accuracy"]["val"] - 2.5
+
+
 def test_the_compressed_network_keeps_its_promise():
     run = json.loads((ROOT / "results" / "compressed.json").read_text(encoding="utf-8"))
     dense, ours = run["jobs"]["dense"], run["summary"]["tuned"]

@@ -505,13 +505,13 @@ for title, accuracy in digits.items():
 W0, W1, W2 = (matrices(network)[0] for network in (fresh, learned, stages["cut again"]))
 rest = (W1 - W2).square().sum()
 gone = float(rest / W1.square().sum()), float(rest / (W1 - W0).square().sum())
-removed = {"of the energy": 100 * gone[0], "of the change": 100 * gone[1]}
-correct = {"after 40 steps": digits["after 40 steps"], "cut again": digits["cut again"]}
+removed = {"energy": 100 * gone[0], "change": 100 * gone[1]}
+correct = {"trained": digits["after 40 steps"], "cut again": digits["cut again"]}
 plots.bars(
     {"digits, removed (%)": removed, "digits, top-1 (%)": correct},
     alt=f"Bars. On the digits, cutting again removes {gone[0]:.1%} of the energy of {LAYERS[0]}, "
     f"and {gone[1]:.0%} of what training changed. Top-1 falls from "
-    f"{correct['after 40 steps']:.0f} to {correct['cut again']:.0f} %.",
+    f"{correct['trained']:.0f} to {correct['cut again']:.0f} %.",
 )
 
 # %% [markdown]
@@ -673,7 +673,8 @@ print(f"paired t-test over the seeds: p-value {ttest_rel(ends[True], ends[False]
 # %% [markdown]
 # **Explain.** The network learns without the cut, too. So the cut is not what makes it learn. **The
 # retraining is simply training.** Is it the same for the recipe's five epochs? That is likely, but
-# not shown here: it takes the same control at full size, so another hour and more for each seed.
+# not shown here: it takes the same control at full size, so another hour and more for each seed
+# (`python benchmarks/seed.py --control`).
 #
 # The p-value says how often chance alone would make a difference at least so large, if the cut
 # changed nothing. Above 0.05, these three pairs do not show one. That does not prove that there is

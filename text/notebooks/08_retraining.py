@@ -688,9 +688,9 @@ for run in ("compressed", "extreme"):
 
 # %% [markdown]
 # **Explain.** At a tenth of the parameters, no training shows a gain on these 500 images: the refit
-# had left little to win. Where less than a twentieth is left, each training wins some points. The
-# deeper the cut, the more is left for training. Accuracy falls there, too: the record's validation
-# images say by how much.
+# had left little to win. Where less than a twentieth is left, training wins some points. The deeper
+# the cut, the more is left for training. But the last figures of each line say what so deep a cut
+# costs, on the validation images.
 #
 # A sceptic will ask for three **controls**:
 #

@@ -547,9 +547,9 @@ panels = figure.subplots(1, 2)
 for axes, i in zip(panels, (0, 1), strict=True):
     for way in WAYS:
         axes.plot(np.mean([history[way, seed] for seed in SEEDS], axis=0)[:, i], label=way)
-    axes.set(xlabel="epoch", ylim=(0, (33, 100)[i]))
-panels[0].set_ylabel("effective rank (of 32), mean of the seeds")
-panels[1].set_ylabel("energy at rank 4 (%), mean")
+    axes.set(xlabel="epoch (means of the seeds)", ylim=(0, (33, 100)[i]))
+panels[0].set_ylabel("effective rank (of 32)")
+panels[1].set_ylabel("energy at rank 4 (%)")
 figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
 plots.show(
     figure,
