@@ -238,7 +238,8 @@ plots.bars(
 # Guards the numbers in the text; you can skip it.
 assert 0.28 < macs["compressed"] / macs["dense"] <= 0.35      # "about a third"
 assert parameters["compressed"] / parameters["dense"] < macs["compressed"] / macs["dense"]
-assert accuracy["compressed"] > 0.75 * accuracy["dense"]      # "changes little"
+change = accuracy["compressed"] - accuracy["dense"]
+assert abs(change) < (12 if profile == "smoke" else 5)        # "changes little"
 assert not any(module is other for module in dense.modules() for other in small.modules())
 
 # %% [markdown]
@@ -389,8 +390,9 @@ if path.exists():
     assert 0.17 < macs_kept < 0.23                            # "about a fifth"
 
 # %% [markdown]
-# Can training do more? One compressed network ships with the course:
-# `load_resnet18("imagenette-compressed")`. It was trained for 16 epochs, and so were two more.
+# How near can a compressed network come? One ships with the course:
+# `load_resnet18("imagenette-compressed")`. It was cut, repaired in the same way, and then trained
+# for 16 epochs. So were two more.
 
 # %%
 longer = Path("../results/compressed.json")
@@ -405,7 +407,8 @@ if longer.exists():
 # %% [markdown]
 # A tenth of the parameters and a quarter of the MACs are left. In none of the three trainings do
 # the validation images show a difference from the dense network: [chapter 08](08_retraining.ipynb)
-# has the test. (The dense network did not get these epochs. With them it might be ahead.)
+# has the test, and asks what the training has added to the repair. (The dense network did not get
+# these epochs. With them it might be ahead.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.

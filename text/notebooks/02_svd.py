@@ -377,7 +377,7 @@ plots.curves(
 # Put in the SVD: $\|Q^\top A\|_F^2 = s_1^2 w_1 + s_2^2 w_2 + \dots$ with $w_i = \|Q^\top u_i\|^2$.
 # Each $w_i$ is at most 1, and all together are at most $r$. So the sum is largest if the first $r$
 # weights are 1, and the others 0. At least $s_{r+1}^2 + s_{r+2}^2 + \dots$ is then missing: the
-# error of the truncated SVD.
+# squared error of the truncated SVD.
 # </details>
 #
 # "Closer" means a smaller sum of squared differences, in which every number counts the same. If
@@ -450,8 +450,7 @@ for shape in [(512, 512), (512, 1024), (512, 4608)]:
 # %% [markdown]
 # The last one, 512 × 4608, is the size of the largest layers in a ResNet-18: 512 outputs, each with
 # 512 × 3 × 3 weights. [Chapter 05](05_factorizing.ipynb) splits such layers. (For photographs there
-# are better formats: JPEG looks at small blocks. But a network does not look at its layers, it
-# multiplies with them.)
+# are better formats: JPEG looks at small blocks.)
 #
 # A layer has to be *multiplied* with a vector $x$. The matrix takes $m n$ multiplications for that.
 # Two factors take $r\,(m + n)$, so the break-even is the same. But mind the order: `left @ (right @

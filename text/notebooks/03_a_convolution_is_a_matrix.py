@@ -639,7 +639,7 @@ print(f"stem {ratio[0]:.2f}, the others {min(ratio[1:]):.2f} to {max(ratio[1:]):
 # The tail hardly sinks, and even the stem is only somewhat nearer to a low rank.)
 #
 # In *size*, something else happened. Weight decay has shrunk the kernels (with the digits only a
-# little). Only the stem has grown. The size of a kernel hardly matters here, because the batch norm
+# little). Only the stem has clearly grown. A kernel's size hardly matters here: the batch norm
 # behind it divides by the size of the output. That is why you may compare shapes.
 #
 # Now in numbers: how much of its full rank does each layer need for 90 % of the energy?
@@ -836,8 +836,8 @@ for title, network in {"trained": trained, "random": untrained}.items():
 
 # %% [markdown]
 # **Explain.** The maps are more alike than their filters, and even random filters give maps that
-# are alike. So the image does it: images are smooth, and show only few of the patterns that a
-# kernel could see.
+# are alike. So in the stem the image does it: images are smooth, and show only few of the patterns
+# that a kernel could see. (Behind the stem the network does more than the image: chapter 07.)
 #
 # So the *outputs* of a layer may have nearly a low rank even if its *kernel* has not. **Low rank of
 # the weights is one thing, low rank of what a network does with images is another.** [Chapter

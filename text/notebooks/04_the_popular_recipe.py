@@ -717,9 +717,10 @@ for title, (accuracy, images) in neighbours.items():
 # %% [markdown]
 # **Explain.** Each of them answers a question. Guessing tells you whether anything was learned. The
 # control tells you whether that needs the cut. The last two tell you what a cut costs where there
-# is something to lose. (Where two figures are no further apart than their ±, these images do not
-# show a difference. And with the digits, compare these lines with each other, not with 64.79 %: it
-# is another task and a narrower network.)
+# is something to lose. (The number after ± is one standard error. As a rough rule, two figures that
+# are less than three of them apart may differ by chance only: [chapter 08](08_retraining.ipynb).
+# And with the digits, compare these lines with each other, not with 64.79 %: it is another task and
+# a narrower network.)
 #
 # Without them, a reader may take 64.79 % for the price of compression. But nothing was compressed.
 # It is what five epochs of training reached, with a cut that the short run of section 7 could do

@@ -760,7 +760,8 @@ assert all(map(torch.equal, small.parameters(), recalibrated.parameters()))   # 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
 if name == "imagenette":
-    assert max(row.error for row in small.plan) > 0.5                 # "more than half"
+    late = [row.error for row in small.plan if row.name.startswith("layer4") and row.rank]
+    assert sum(error > 0.5 for error in late) > 1                     # "some of the last kernels"
     assert top1["recalibrated"] > 50                                  # "most answers"
 
 # %% [markdown]

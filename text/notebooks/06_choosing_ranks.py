@@ -14,9 +14,9 @@
 # You may keep a third of a network's multiplications (of the small network for the digits, 70 %).
 # Which ones? A ResNet-18 has 20 convolutions, and each could have any rank. Here seven rules divide
 # the same budget. On the photographs one of them, common in tutorials, does much worse than the
-# simplest one, which treats all layers alike. Two that are known from the literature come nearer to
-# the dense network than that one on only about half of the images. When you know why, you know what
-# a rank should be chosen for.
+# simplest one, which treats all layers alike. Two others, known from the literature, do no better
+# than the simplest one there: they are nearer to the dense network on only about half of the
+# images. When you know why, you know what a rank should be chosen for.
 #
 # **After this chapter you can**
 #
@@ -579,8 +579,10 @@ for i, value in by_stage.items():
 # keeps the mean.) For large cuts, the second order no longer holds either. And the statistics come
 # from images that the network was trained on: there small changes move its answers less.
 #
-# So do not read the numbers as nats of the whole network. Read them as an *order* of the cuts: that
-# they get nearly right. (On the digits the gain is smaller.)
+# So do not read the numbers as nats of the whole network. The *order* of the cuts they get nearly
+# right. (On the digits the gain is smaller.) The price needs more than an order: it adds errors of
+# different layers, and those of the first ones come out too small beside the others. Whether the
+# prediction is good enough for that, the next section tests.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert math.isclose(in_nats(svd[probe][0], G, torch.eye(len(G)).double())[0], G.trace() / 2,
@@ -659,10 +661,13 @@ for key in ("energy", "ALDS", "price, relative"):
           f"rank {stem}: KL {mended[key]:.2f}, at {macs(other) / total:.0%} of the MACs")
 
 # %% [markdown]
-# **Explain.** What falls in these lines is what the thin stem had cost. Its spectrum falls steeply,
-# so these rules keep little of it. But all later layers depend on what it lets through. (On the
-# digits the stem does not tell the rules apart; look at layer1, which the two best rules keep
-# nearly dense.) The price in nats spends more of the MACs on the stem and the first two stages than
+# **Explain.** On the photographs, what falls in these lines is what the thin stem had cost. (The
+# thicker stem takes two points more of the MACs.) Its spectrum falls steeply, so these rules keep
+# little of it. But all later layers depend on what it lets through. (On the digits the lines say
+# less: one stem gets thinner, and the two others cost up to seven points more of the MACs. Look at
+# layer1 there, which the two best rules keep nearly dense.)
+#
+# The price in nats spends more of the MACs on the stem and the first two stages than
 # equal energy does. That alone is not enough: EVBMF spends on the first layers, too, and its KL is
 # higher. The prediction needs two passes over some images, and knows every rank.
 #
@@ -839,8 +844,8 @@ if path.exists():
 #    worse.
 # 3. A price for MACs gives the least sum of errors within a budget, and a bound that proves it.
 # 4. A perfect optimum of the wrong goal is worth little: relative errors count every layer alike.
-# 5. $\tfrac12\,\mathrm{E}[e^T G e]$ predicts in nats what the network feels. Multiples of 8 make
-#    the sum of the predictions less than a tenth larger.
+# 5. $\tfrac12\,\mathrm{E}[e^T G e]$ predicts what the network feels: nearly in the right order, but
+#    too low. Multiples of 8 make the sum of the predictions less than a tenth larger.
 #
 # ## Check yourself
 #
@@ -864,9 +869,9 @@ if path.exists():
 # **3.** Why may you add the errors of the layers in nats, but not relative errors?
 #
 # <details><summary>Answer</summary>
-# A nat is a nat, wherever it comes from: all are changes of the same answers. (The sum still
-# neglects how errors of two layers act on each other.) A relative error is a share of something
-# else in every layer.
+# A nat is a nat, wherever it comes from: all are changes of the same answers. (If the nats are
+# predicted, this holds only roughly: section 8. And the sum neglects how errors of two layers act
+# on each other.) A relative error is a share of something else in every layer.
 # </details>
 # <br>
 #
@@ -897,8 +902,8 @@ if path.exists():
 # - Write a rule of your own, with one knob, and see where it stands in the table of section 9.
 #
 # **The way on.** [Chapter 07](07_responses_not_weights.ipynb) asks why plain SVD loses so much, and
-# changes the directions that are kept. In [chapter 08](08_retraining.ipynb) you win the rest back
-# by training.
+# changes the directions that are kept. [Chapter 08](08_retraining.ipynb) asks what training can
+# still win back.
 #
 # ## References
 #

@@ -179,8 +179,10 @@ for n, (_, covariance) in responses.covariances(dense, noise_batches, list(convs
     of_noise.append(100 * rank / min(layers.layer_matrix(convs[n], "channel").shape))
 print(f"stem: weights {need['weights'][0]:.0f} %, responses to noise {of_noise[0]:.0f} %, "
       f"to images {need['responses'][0]:.0f} %")
-print(f"median of all layers: responses to noise {np.median(of_noise):.0f} %, "
-      f"to images {median['responses']:.0f} %")
+more = sum(i > z for i, z in zip(need["responses"][1:], of_noise[1:], strict=True))
+print(f"median behind the stem: responses to noise {np.median(of_noise[1:]):.0f} %, "
+      f"to images {np.median(need['responses'][1:]):.0f} %")
+print(f"images need more directions than noise in {more} of {len(of_noise) - 1} of these layers")
 
 
 # %% [markdown]
@@ -188,9 +190,10 @@ print(f"median of all layers: responses to noise {np.median(of_noise):.0f} %, "
 # as many as its weights. That they need fewer for images comes from the images: neighbouring pixels
 # are alike, edges are everywhere.
 #
-# Behind the stem it is another story. There even noise gets by with few directions, and images need
-# *more* of them. So there the low rank is the network's own work. Each layer sees only what the
-# layers before it let through, and to them one picture of noise looks much like another.
+# Behind the stem it is another story. There even noise gets by with few directions, and in most
+# layers images need *more* of them. So there the images cannot be the reason for the low rank. It
+# is the network's own work: each layer sees only what the layers before it let through, and to them
+# one picture of noise looks much like another.
 #
 # Keep the picture. **The weights of a trained network are hardly low-rank. Its responses are.** A
 # direction of the kernel that hardly any image uses still costs rank, and gives next to nothing.
@@ -203,8 +206,8 @@ print(f"median of all layers: responses to noise {np.median(of_noise):.0f} %, "
 #
 # - **Responses** (Zhang et al., 2016). Let $U$ hold the $r$ leading eigenvectors of
 #   $\mathrm{E}[y\,y^T]$, with $y = W x$. Then $U U^T y$ keeps what of $y$ lies in these $r$
-#   directions. This is PCA without taking off the mean. So $W' = U \, (U^T W)$, already two
-#   factors.
+#   directions. So $W' = U \, (U^T W)$, already two factors. This is PCA without taking off the
+#   mean. (Zhang et al. do take it off, and keep it in a bias. Section 3 does so, too.)
 # - **Whitening** (Wang et al., 2025, for language models: SVD-LLM). Write $A = \mathrm{E}[x x^T] =
 #   L L^T$, with a triangular $L$ (Cholesky). Then $\mathrm{E}\,\|(W - W')\,x\|^2 = \|(W -
 #   W')\,L\|^2$, for $\mathrm{E}\,\|M x\|^2$ is the trace of $M A M^T$. (The inputs $z = L^{-1} x$
@@ -476,9 +479,6 @@ assert one_layer["batch-norm units"][1] <= 1.1 * min(v[1] for v in one_layer.val
 assert one_layer["two-sided"][2] < one_layer["weights"][2]
 felt = {key: one_layer[key][2] / one_layer[key][0] for key in ("two-sided", "responses")}
 assert felt["two-sided"] < felt["responses"] or quick                 # "move less"
-if name == "imagenette" and not quick:
-    few = [one_layer[key][2] for key in one_layer if "weights" not in key]
-    assert max(few) < 1.5 * min(few) < 0.5 * one_layer["weights"][2]
 
 # %% [markdown]
 # ## 5. Errors add up
@@ -740,15 +740,17 @@ plots.show(figure, "Nine networks at equal MACs, from the largest KL to the smal
 # its mean is smaller. A few images with a very large KL rule a mean (chapter 06). Where mean and
 # count disagree, report both.
 #
-# The cut by weights loses most. Compare it with *weights, mean kept*: that step is the mean alone,
-# a part of what recalibration mends. From there to *responses*, only the directions change. Among
+# On the photographs the cut by weights loses most. Compare it with *weights, mean kept*: that step
+# is the mean alone, a part of what recalibration mends. (On the digits both networks are far off,
+# and the mean alone does not help.) From there to *responses*, only the directions change. Among
 # the cuts themselves, the one by responses is nearer to the dense answers than the one by weights,
 # and the two-sided one is nearer than that by responses. (On the digits, where the network is
 # nearly always right, these two may be the same.) The refit improves the two-sided cut once more
 # (*refitted*). *Weights, refitted* had the same mend and other directions. On the photographs the
 # test does not tell it from *refitted*: the mend looks at the responses itself, and makes up for
 # directions that were chosen without them. (With the digits the two-sided directions stay ahead.)
-# So let the responses in *somewhere*: in the cut, in the mend, or in both. Where the units of the
+# So let the responses in, at the latest in the mend: in the cut alone they do not do as much
+# (compare *two-sided* with *weights, refitted*). Where the units of the
 # batch norm stand, read in the table. They are a first guess at what counts: a large scale does not
 # yet mean that the answers feel the channel.
 #
@@ -770,29 +772,38 @@ print(f"compress: {count_macs(best, example) / count_macs(dense, example):.0%} o
 # %% [markdown]
 # **Explain.** Three things are new at once: the ranks, in some layers the form, and the gradients
 # of the halved scores. This cell cannot say what each of them is worth. Chapter 06 changed the
-# ranks alone, and the KL fell there, too. So where a mend follows, *how many* directions a layer
-# keeps (chapter 06) can count more than *which* ones (this chapter).
+# ranks alone, and the KL fell there, too. But compare the sizes. Behind the refit, other directions
+# at equal ranks changed little on the photographs. Free ranks, forms and gradients together change
+# far more. So choose both: *which* directions a layer keeps (this chapter), and *how many* (chapter
+# 06).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 by = {key: float(values.mean()) for key, values in kl.items()}
 assert by["two-sided"] < by["weights"]
-assert max(by, key=by.get) == "weights" or quick                      # "loses most"
+assert max(by, key=by.get).startswith("weights") or quick
+if name == "imagenette" and not quick:
+    assert max(by, key=by.get) == "weights"                           # "loses most"
+    won = int((kl["weights, mean kept"] < kl["weights"]).sum())       # "the mean alone"
+    assert won > len(labels) / 2 and binomtest(won, len(labels)).pvalue < 0.05
 assert count_macs(best, example) <= kept * count_macs(dense, example)
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 if not quick or name == "digits":
     pairs = [("responses", "weights"), ("weights, recal.", "weights"), ("two-sided", "responses"),
-             ("refitted", "two-sided"), ("compress", "refitted")]
+             ("refitted", "two-sided"), ("compress", "refitted"),
+             ("responses", "weights, mean kept")]
     if name == "digits":
         pairs.remove(("two-sided", "responses"))              # "may be the same"
     for a, b in pairs:
         won = int((kl[a] < kl[b]).sum())
         assert won > len(labels) / 2 and binomtest(won, len(labels)).pvalue < 0.05, (a, b)
-assert by["weights, mean kept"] < by["weights"] or quick              # "the mean"
+assert by["weights, refitted"] < by["two-sided"] or quick             # "as much"
 assert abs(of_noise[0] - need["weights"][0]) < 8                      # "about as many"
-assert np.median(of_noise) < median["responses"] or quick             # "need more of them"
+assert more > 12 and np.median(of_noise[1:]) < 30                     # "in most layers", "few"
 if not quick or name == "digits":
     won = int((kl["refitted"] < kl["weights, refitted"]).sum())
     p = binomtest(won, len(labels)).pvalue
-    assert p > 0.01 if name == "imagenette" else (p < 0.05 and won > len(labels) / 2)   # "ahead"
+    assert p > 0.05 if name == "imagenette" else (p < 0.05 and won > len(labels) / 2)   # "ahead"
 
 # %% [markdown]
 # ## 8. The recorded run
@@ -802,7 +813,7 @@ if not quick or name == "digits":
 # record: cuts by *weights* (an equal share of the rank); the *PCA* of the responses in the units of
 # the batch norm, with ranks by a price for relative errors (chapter 06: not a good goal); the same
 # *asymmetric*, where each layer is fitted behind those that are already cut (as in Zhang et al.,
-# 2016); And `compress`, before its refit (no repair at all) and after it. The first two have
+# 2016); and `compress`, before its refit (no repair at all) and after it. The first two have
 # recalibrated batch norms. *Asymmetric* has not: its fit is a repair already, and a second one
 # makes it worse at a fifth of the MACs (the record holds both).
 #
@@ -946,8 +957,8 @@ if path.exists():
 # - In section 7, recalibrate on the cropped images of section 6, `ways["shuffled, cropped"]`. Does
 #   the two-sided cut end nearer to the dense answers, or farther, than with whole images?
 #
-# **The way on.** [Chapter 06](06_choosing_ranks.ipynb) shared out the ranks. What no regression can
-# mend, training can: [chapter 08](08_retraining.ipynb).
+# **The way on.** [Chapter 06](06_choosing_ranks.ipynb) shared out the ranks. Can training mend what
+# no regression can? [Chapter 08](08_retraining.ipynb) tries.
 #
 # ## References
 #

@@ -968,9 +968,9 @@ for key in ["plain, uncut", *(f"{way}, cut by {by}" for way, by in CUT), both]:
 # <code>weight_decay</code>. A colleague says: "the same decay as in the dense network". Is it?
 #
 # <details><summary>Answer</summary>
-# No. Where training comes to rest, it has the effect of a nuclear norm on the product: directions that the loss pulls only weakly fade to zero. The
-# dense network had a Frobenius decay. Its gradients are &lambda; A B B<sup>T</sup> and &lambda;
-# A<sup>T</sup> A B.
+# No. Where training comes to rest, it has the effect of a nuclear norm on the product: directions
+# that the loss pulls only weakly fade to zero. The dense network had a Frobenius decay. Its
+# gradients are &lambda; A B B<sup>T</sup> and &lambda; A<sup>T</sup> A B.
 # </details>
 # <br>
 #
@@ -991,6 +991,9 @@ for key in ["plain, uncut", *(f"{way}, cut by {by}" for way, by in CUT), both]:
 # </details>
 #
 # ## Now you
+#
+# (A hidden test may stop the run: the text was written for the old numbers. Go on below it, with
+# "Run Selected Cell and All Below".)
 #
 # Find out whether "factors, weight decay" is good because of its factors or because of its nuclear
 # norm. Train the nuclear norm with strengths 0.02, 0.05 and 0.1, and compare all of them at rank 4,

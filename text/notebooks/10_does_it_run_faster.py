@@ -599,7 +599,8 @@ print(f"the dense network gives {same:.0%} of the same answers in bfloat16")
 
 # %% [markdown]
 # **Explain.** Look first whether the times fall at all. If they do, both networks must get the
-# lower precision, and both accuracies must be measured again: rounding may change answers.
+# lower precision, and both accuracies must be measured again: rounding may change answers. (The
+# last line says little about that: these are eight pictures of noise.)
 #
 # ## 9. A budget of milliseconds
 #
@@ -663,7 +664,8 @@ for name, model in plans.items():
 # forms and ranks. At about the same time the second plan may keep more MACs: it spends them where
 # they are cheap. *By MACs* was timed twice: its first time became the budget, the second stands in
 # the last table. Where the two differ, you see how exact a budget of time can be on your machine.
-# So this one pair does not show which budget is better. Section 10 has more of them. (With
+# For the same reason *by time* may come out above its budget. So this one pair does not show which
+# budget is better. Section 10 has more of them. (With
 # photographs: ten images of each class say little about the accuracy; [chapter
 # 08](08_retraining.ipynb) shows how to judge.)
 #

@@ -203,8 +203,10 @@ for shape in ((64, 64), (256, 64)):                          # of attention, of 
 # simple reasons here. The network was trained for seconds only, so its weights need nearly as many
 # directions as random numbers of the same shape. (That is why the MLPs lie higher: their matrices
 # are longer.) And the digits are simple: a patch shows about 2 × 2 pixels of an 8 × 8 picture, so
-# the responses have little to vary in. Large transformers, on real texts and photographs, show the
-# same gap (Yu and Wu, 2023).
+# the responses have little to vary in. (That need not be all. In a ResNet-18 even noise gives few
+# directions behind the first layer, so there the network itself makes the rank low: [chapter
+# 07](07_responses_not_weights.ipynb), section 1.) Large transformers, on real texts and
+# photographs, show the same gap (Yu and Wu, 2023).
 #
 # **Predict.** `compress` cuts this transformer, once by its weights alone, once by its responses.
 # About a third of the MACs may stay, and nothing is retrained. How much accuracy is left?
