@@ -26,7 +26,7 @@
 # **You need:** one PyTorch training loop. [Chapter 05](05_factorizing.ipynb) explains the layers
 # that are trained here; you can do without it for now.
 #
-# **Time:** 30 minutes to read, about 2 minutes to run.
+# **Time:** 45 minutes to read, about 2 minutes to run.
 
 # %%
 import importlib.util
@@ -760,7 +760,7 @@ if "full" in records and records["full"]["data"]["name"] == "imagenette":
 # like a fish". (With the digits: "8, a little like a 3".) Such answers can train the small network.
 # This is **distillation**: the dense network is the teacher, the small one its student.
 #
-# Next to the favourite, the other classes hardly count. Divide its outputs by a **temperature** $T$
+# Next to the first answer, the other classes hardly count. Divide its outputs by a **temperature** $T$
 # before the softmax, and their shares become visible. Here is one image; the network is surer on
 # about half of the others, and less sure on the rest:
 
