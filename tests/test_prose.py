@@ -34,7 +34,9 @@ AMERICAN = re.compile(
     r"|(?!(out|over|re)?siz|priz|seiz)\w{2,}iz(e[ds]?|ing|ers?|ations?)|\w+[^m]yz(e[ds]?|ing)"
     r"|(cancel|label|level|model|signal|travel)(ed|ing)"
 )
-INNER = re.compile(r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+(?:\n[^$\n]+)?\$|<code>.*?</code>", re.S)
+INNER = re.compile(  # a formula may go on in the next line
+    r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+(?:\n[^$\n]+)?\$|<code>.*?</code>", re.S
+)
 LINK = re.compile(r"\[([^]]*)\]\(\s*<?([^)\s>]+)>?[^)]*\)")
 # Addresses, and names of files.
 ADDRESS = re.compile(r"https?:[^\s)>\"]+|\b[\w-]+(\.[\w-]+)*\.[a-z]{2,5}\b(/[\w./-]*)?")

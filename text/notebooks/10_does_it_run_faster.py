@@ -297,7 +297,7 @@ assert set(package) == {"dense", "thin"}
 if calm:
     assert ratio > kept                                       # "a third of the MACs is not a third"
     assert spread > 1.5                                       # "very different times"
-for _, _, _, macs, ms in rows:
+for _, _, _, macs, _ in rows:
     assert macs["channel"] < 0.5 * macs["dense"]
 
 # %% [markdown]
