@@ -742,17 +742,20 @@ plots.show(figure, "Nine networks at equal MACs, from the largest KL to the smal
 #
 # On the photographs the cut by weights loses most. Compare it with *weights, mean kept*: that step
 # is the mean alone, a part of what recalibration mends. (On the digits both networks are far off,
-# and the mean alone does not help.) From there to *responses*, only the directions change. Among
-# the cuts themselves, the one by responses is nearer to the dense answers than the one by weights,
-# and the two-sided one is nearer than that by responses. (On the digits, where the network is
-# nearly always right, these two may be the same.) The refit improves the two-sided cut once more
-# (*refitted*). *Weights, refitted* had the same mend and other directions. On the photographs the
-# test does not tell it from *refitted*: the mend looks at the responses itself, and makes up for
-# directions that were chosen without them. (With the digits the two-sided directions stay ahead.)
-# So let the responses in, at the latest in the mend: in the cut alone they do not do as much
-# (compare *two-sided* with *weights, refitted*). Where the units of the
-# batch norm stand, read in the table. They are a first guess at what counts: a large scale does not
-# yet mean that the answers feel the channel.
+# and the mean alone does not help.) From there to *responses*, only the directions change.
+#
+# Among the cuts themselves, the one by responses is nearer to the dense answers than the one by
+# weights, and the two-sided one is nearer than that by responses. (On the digits, where the network
+# is nearly always right, these two may be the same.)
+#
+# The refit improves the two-sided cut once more (*refitted*). *Weights, refitted* had the same mend
+# and other directions. On the photographs the test does not tell it from *refitted*: the mend looks
+# at the responses itself, and makes up for directions that were chosen without them. (With the
+# digits the two-sided directions stay ahead.) So let the responses in, at the latest in the mend:
+# in the cut alone they do not do as much (compare *two-sided* with *weights, refitted*).
+#
+# Where the units of the batch norm stand, read in the table. They are a first guess at what counts:
+# a large scale does not yet mean that the answers feel the channel.
 #
 # `compress` with `data` does all of this: two-sided directions, ranks by price in nats (chapter
 # 06), the refit. It may also take the spatial form, layer by layer. (For that form the best cut has
