@@ -186,7 +186,8 @@ def controls(run: Run) -> Jobs:
     first = seeds[0]
     jobs = {**of_seed(first), "times": timed}
     jobs[f"scratch, seed {first}"] = partial(fresh, "scratch", scratch, first)
-    jobs["dense, rate 0.03"] = partial(dense, first, 0.03)  # that of the extreme network
+    other = run.settings["extreme rate"]  # was the rate too low for a network that is whole?
+    jobs[f"dense, rate {other}"] = partial(dense, first, other)
     for seed in seeds[1:]:
         jobs |= of_seed(seed)
     return jobs

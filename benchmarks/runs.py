@@ -98,7 +98,7 @@ RUNS: dict[str, tuple[Callable[[Run], Jobs], tuple[str, ...]]] = {
     "compressed": (compressing, ("compressed", "compressed rate", "sizes", "cutmix")),
     "extreme": (compressing, ("extreme", "extreme rate", "sizes", "cutmix")),
     "latency": (compressing, ("latency", "latency batch", "latency rate", "sizes", "cutmix")),
-    "controls": (controls, ("compressed", "compressed rate", "sizes", "cutmix")),
+    "controls": (controls, ("compressed", "compressed rate", "extreme rate", "sizes", "cutmix")),
     "ablations": (ablations, ("ablations", "cutmix")),
     "same_time": (same_time, ("recipe", "compressed", "compressed rate", "sizes", "cutmix")),
 }
