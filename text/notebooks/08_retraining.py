@@ -704,8 +704,9 @@ for run in ("compressed", "extreme"):
 # The lines below each test say where both networks end, on all validation images. There even the
 # deeper cut shows no difference from the dense network. That does not prove that there is none.
 #
-# **Predict.** The two trainings of the deeper cut differ in nothing but the seed. On the held-out
-# images the second is ahead by nearly three points. And on the validation images?
+# **Predict.** The two trainings of the deeper cut differ in the seed alone. (Their processors used
+# one and two threads, which moves the last digits.) On the held-out images the second is ahead by
+# nearly three points. And on the validation images?
 
 # %%
 if (file := Path("../results/extreme.json")).exists():
@@ -760,12 +761,13 @@ for key, job in controls.items():
 
 # %% [markdown]
 # **Explain.** The dense network ends 0.4 points higher, but the test does not show that it gained
-# (p-value 0.1). It is clearly ahead of the compressed network of seed 0, though, the one that
-# ships: by 0.6 points, with a p-value below 0.01. Of the two other seeds it is not.
+# (p-value 0.1). It is ahead of the compressed network of seed 0, though, the one that ships: by
+# 0.6 points, with a p-value below 0.01. Of the two other seeds the test does not show it. (Those
+# ran in half precision; the control ran in single precision, as seed 0 did.)
 #
-# So "the accuracy stayed" holds against the dense network as it was. The same training may carry
-# the dense network a little further. That is what a control is for: without it, this chapter would
-# not have seen the difference. It is one training of the dense network, and a second seed may end
+# So "the accuracy stayed" is said of the dense network as it was. The same training may carry the
+# dense network a little further. That is what a control is for: without it, this chapter would not
+# have seen the difference. It is one training of the dense network, and a second seed may end
 # elsewhere, as the three compressed ones did.
 #
 # Without the two other controls, this chapter claims neither that compressed networks are better
