@@ -56,7 +56,7 @@ profile = os.environ.get("LOWRANK_PROFILE") or "laptop"
 # promises to compress it with the singular value decomposition, the SVD. It lays the weights of two
 # layers out as matrices and cuts each to **rank 8**. Roughly: every row becomes a mixture of the
 # same 8 rows. Then it writes the matrices back, trains for five epochs, and reports 64.79 % of the
-# test images right.
+# validation images right (images on which it was not trained).
 #
 # The next cell repeats the cut. It counts **parameters**, the numbers that training can change, and
 # **MACs** (multiply-accumulates), the multiplications that one image costs, each with an addition.
@@ -187,7 +187,8 @@ assert right > 0.5 * len(labels)
 #
 # `compress` replaces layers by pairs of thinner ones, so that a given share of the MACs remains:
 # the **budget**. It needs an example (for the image size) and some training images, on which it
-# watches what each layer gives out. The network as it was is called **dense**.
+# watches what each layer gives out. At the end it repairs the new layers with the same images,
+# without training: section 6 shows what that does. The network as it was is called **dense**.
 #
 # **Predict.** About a third of the MACs may stay. What happens to the number of parameters, to the
 # time for 32 images, and to the accuracy? Nothing is trained afterwards.
@@ -333,9 +334,10 @@ if profile != "smoke":                                        # few images there
 # %% [markdown]
 # ## 6. How the accuracy is won back
 #
-# So far nothing was trained. In [chapter 08](08_retraining.ipynb) you train the compressed network
-# further. The course's own full run did this on all of Imagenette, at about a fifth of the MACs.
-# Its record is part of the repository.
+# So far nothing was trained, but `compress` has repaired each network after the cut. In the next
+# table the cut and the repair stand apart. In [chapter 08](08_retraining.ipynb) you train the
+# compressed network further. The course's own full run did this on all of Imagenette, at about a
+# fifth of the MACs. Its record is part of the repository.
 #
 # **Predict.** The cut costs some accuracy. How much comes back by a repair without training, and
 # how much by training?
@@ -351,8 +353,8 @@ else:
     print("No record here. Make one: lowrank-course demo --profile full --json demo-full.json")
 
 # %% [markdown]
-# All 3,925 validation images were judged. The few above were others: training images that the
-# course keeps aside. So the dense network has another accuracy here.
+# All 3,925 validation images were judged. The few above were others: Imagenette offers them for
+# training, but the course keeps them aside. So the dense network has another accuracy here.
 #
 # *Truncated* is the network right after the cut, which was planned on 100 training images of each
 # class. *Recalibrated* is after a repair without training: layer by layer, from the first to the
@@ -408,7 +410,7 @@ if longer.exists():
 # A tenth of the parameters and a quarter of the MACs are left. In none of the three trainings do
 # the validation images show a difference from the dense network: [chapter 08](08_retraining.ipynb)
 # has the test, and asks what the training has added to the repair. (The dense network did not get
-# these epochs. With them it might be ahead.)
+# these epochs here. Chapter 08 shows where it ends with them.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.

@@ -278,8 +278,9 @@ print(f"after the orthogonal one:  {angle(Q @ a, Q @ b):.2f} degrees")
 # With $y = x$ this is $\|Q x\|^2 = \|x\|^2$: lengths survive. An angle is computed from products
 # and lengths only (look at the function `angle`), so angles survive, too.
 #
-# How far a matrix is from orthonormal columns is then one line. The package has the same function.
-# Both agree:
+# How far a matrix is from orthonormal columns is then one line: the size of $Q^\top Q - I$. (The
+# size of a matrix is the root of the sum of its squared numbers.) The package has the same
+# function. Both agree:
 
 # %% tags=["nbval-check-output"]
 def orthogonality_error(Q):
@@ -509,9 +510,9 @@ axes.set(xlabel="index of the singular value", ylabel="singular value")
 axes.legend()
 plots.show(
     figure,
-    "Singular values on a logarithmic scale. Five are large; from the sixth on they drop by more "
-    "than six powers of ten in float32 and by fifteen in float64. A dotted line above each tail is "
-    "the default tolerance.",
+    "Singular values on a logarithmic scale. Five are large. From the fifth to the sixth they drop "
+    "by more than six powers of ten in float32 and by fifteen in float64. A dotted line above each "
+    "tail is the default tolerance.",
 )
 
 # %% [markdown]
@@ -708,7 +709,8 @@ print("same as linalg.low_rank:", torch.allclose(cleaned, linalg.low_rank(noisy,
 # The package's `low_rank` does the same. [Chapter 02](02_svd.ipynb) shows that no matrix of rank 3
 # is closer to the noisy picture.
 #
-# **Predict.** What if you keep fewer than three directions, or many more?
+# **Predict.** What if you keep fewer than three directions, or many more? The next cell draws the
+# **relative error**: the size of the difference from the cloth, divided by the size of the cloth.
 
 # %%
 kept = range(1, 31)

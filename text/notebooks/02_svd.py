@@ -521,9 +521,9 @@ print(f"randomized: {quick_seconds:6.2f} s, relative error {quick_error:.4f}")
 print(f"{exact_seconds / quick_seconds:.0f} times as fast on this machine")
 
 # %% [markdown]
-# **Explain.** The error is the same in the digits that matter, at a small part of the time. The
-# seconds differ from machine to machine. A photograph is an easy case: where the singular values
-# fall slowly, you need more rounds. For daily work, take a tested version:
+# **Explain.** The two errors differ by less than 1 %, and the shortcut needs a small part of the
+# time. The seconds differ from machine to machine. A photograph is an easy case: where the singular
+# values fall slowly, you need more rounds. For daily work, take a tested version:
 # `sklearn.utils.extmath.randomized_svd` or `torch.svd_lowrank` (which returns $V$, not $V^\top$:
 # see section 8). Does ours agree with scikit-learn's?
 
@@ -541,7 +541,7 @@ print("same 20 singular values as the exact SVD:", torch.allclose(S_quick, S_pho
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
-assert abs(quick_error / exact_error - 1) < 0.01      # "the same in the digits that matter"
+assert abs(quick_error / exact_error - 1) < 0.01      # "less than 1 %"
 assert quick_seconds < exact_seconds / 2              # "a small part of the time"
 U20, S20, Vh20 = quick_svd(photo, 20)
 assert relative_error((U20 * S20) @ Vh20, photo) < 1.01 * best
@@ -600,7 +600,8 @@ assert torch.allclose(cosines.abs(), torch.ones(3, dtype=torch.float64), atol=1e
 # ### `V` or `Vh`?
 #
 # `torch.linalg.svd` and NumPy return $V^\top$, named `Vh`. The old `torch.svd`, which you still
-# find in many recipes, returned $V$. On a square matrix PyTorch does not complain about the mix-up.
+# find in many recipes, returned $V$. PyTorch complains about the mix-up only if the matrix is wider
+# than tall. Else `Vh` is square, and the wrong product runs as well.
 #
 # **Predict.** What happens if you transpose `Vh` once too often?
 

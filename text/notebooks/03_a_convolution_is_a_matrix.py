@@ -156,10 +156,11 @@ def convolve(conv, x):
 
 
 # %% [markdown]
-# Try it on a real network. The course ships two trained ResNet-18s. The outputs on this page were
-# made with the one for Imagenette, ten kinds of photographs. If these photographs are not
-# available, `find_data` chooses the one for handwritten digits. That has a quarter of the channels
-# in every layer, so your numbers differ. The text says where that matters.
+# Try it on a real network. The course ships a trained ResNet-18 for photographs and one for digits.
+# The outputs on this page were made with the first, for Imagenette, ten kinds of photographs. If
+# these photographs are not available, `find_data` chooses the one for handwritten digits. That has
+# a quarter of the channels in every layer, so your numbers differ. The text says where that
+# matters.
 #
 # **Predict.** The network has strides of 1 and 2, paddings of 0, 1 and 3, kernels of 1, 3 and 7. On
 # how many of its convolutions do these few lines agree with PyTorch?
@@ -245,14 +246,15 @@ for corner, layout in zip((221, 223, 222, 224), layouts, strict=True):
 plots.show(
     figure,
     "The same 54 numbers as four matrices. Channel: 3 rows, one for each colour. Input: 2 rows, "
-    "one strong and one pale. Spatial: 6 × 9, in which each 3 × 3 block is one filter as it is. "
+    "one strong and one pale. Spatial: 6 × 9, in which each 3 × 3 block is one pair of channels. "
     "Position: 9 rows, one for each number.",
 )
 
 # %% [markdown]
 # - **channel**: one row for each output channel. This is the $W$ of section 1.
 # - **input**: one row for each input channel.
-# - **spatial**: each $k \times k$ block is one filter as you would draw it.
+# - **spatial**: each $k \times k$ block belongs to one input and one output channel, as you would
+#   draw it.
 # - **position**: one row for each place in the kernel.
 #
 # The package has the two that it needs later. Both agree:
@@ -384,8 +386,9 @@ print("both agree:", all(known[n][0][1][2:] == size for n, size in sizes.items()
 # addition, a **MAC**. So the MACs of a layer are its weights times its places.
 #
 # The names: `conv1` is the first convolution, the **stem**. `layer1` to `layer4` are four
-# **stages** of four 3 × 3 convolutions each. A `downsample` is a 1 × 1 convolution on a way around
-# two of them: it fits the number of channels and the size.
+# **stages** of four 3 × 3 convolutions each. A **shortcut** leads around every two of them: what
+# went in is added to what comes out. Where the channels and the size change on the way, the
+# shortcut has a 1 × 1 convolution, a `downsample`, that changes them, too.
 #
 # **Predict.** Which part of the network has most of the parameters: the early or the late layers?
 # And most of the MACs?
@@ -422,9 +425,10 @@ for axes, (unit, cost) in zip(panels, costs.items(), strict=True):
 plots.show(
     figure,
     "Two rows of 20 bars. Parameters: almost nothing in the stem and layer1, and "
-    f"{share['layer4'][0]:.0%} in layer4. MACs: bars of about equal height from layer1 to layer4, "
+    f"{share['layer4'][0]:.0%} in layer4. MACs: most bars from layer1 to layer4 are equally high, "
+    "the first of layer2, layer3 and layer4 is half as high, "
     f"the stem's {macs['conv1'] / macs['layer1.0.conv1']:.1f} times as high as those of layer1; "
-    "the three small ones are 1 × 1 convolutions.",
+    "the three smallest ones are 1 × 1 convolutions.",
 )
 
 # %%
@@ -434,9 +438,10 @@ for stage, (of_parameters, of_macs) in share.items():
 # %% [markdown]
 # **Explain.** Late layers hold the parameters; the MACs are spread evenly. From stage to stage the
 # channels double, on both sides, so a kernel has four times the numbers. The image halves in height
-# and width, so they are used at a quarter of the places. The two cancel. (With the digits the stem
-# stands out: it has a quarter of the filters, but still three input channels, so it costs four
-# times as much as a layer of layer1.)
+# and width, so they are used at a quarter of the places. The two cancel. (The first 3 × 3
+# convolution of layer2, layer3 and layer4 has half of the MACs: its outputs have doubled, its
+# inputs not yet. With the digits the stem stands out: it has a quarter of the filters, but still
+# three input channels, so it costs four times as much as a layer of layer1.)
 #
 # **To save parameters, work on the last layers. To save MACs, work on all.**
 #
@@ -638,9 +643,10 @@ print(f"stem {ratio[0]:.2f}, the others {min(ratio[1:]):.2f} to {max(ratio[1:]):
 # low-rank. (With the digits, whose images are simple, fewer values stand out, and in fewer layers.
 # The tail hardly sinks, and even the stem is only somewhat nearer to a low rank.)
 #
-# In *size*, something else happened. Weight decay has shrunk the kernels (with the digits only a
-# little). Only the stem has clearly grown. A kernel's size hardly matters here: the batch norm
-# behind it divides by the size of the output. That is why you may compare shapes.
+# In *size*, something else happened. Every step of the training also makes all weights a little
+# smaller (**weight decay**). That has shrunk the kernels (with the digits only a little). Only the
+# stem has clearly grown. A kernel's size hardly matters here: the batch norm behind it divides by
+# the size of the output. That is why you may compare shapes.
 #
 # Now in numbers: how much of its full rank does each layer need for 90 % of the energy?
 #
@@ -707,10 +713,10 @@ print(f"stem {left[0]:.0%}, the others {min(left[1:]):.0%} to {max(left[1:]):.0%
 # energy would be an error of up to 32 % ([chapter 02](02_svd.ipynb)).
 #
 # Is the tail only noise that one can cut off? The second cell compares each kernel with the random
-# numbers from which its training began. Outside the stem, a good part of it is still that start
-# (with the digits most of it). So much of the long tail was never learned. But the layers were
-# trained together with it, so the network may still use it. [Chapter 05](05_factorizing.ipynb)
-# cuts, and measures what is lost.
+# numbers from which its training began. Outside the stem, a part of it is still that start, in one
+# layer a small one, in another more than half (with the digits most of it). So a part of the long
+# tail was probably never learned. But the layers were trained together with it, so the network may
+# still use it. [Chapter 05](05_factorizing.ipynb) cuts, and measures what is lost.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 assert of_full_rank == 20
@@ -814,10 +820,10 @@ plots.pictures(
 # shows in which of the many maps are bright. (With the digits, a map of layer4 is a single pixel.
 # It is drawn black, and cannot say where.)
 #
-# Compare the six maps of the stem once more. How alike are they? The **correlation** measures that:
+# Look at the six maps of the stem once more. How alike are they? The **correlation** measures that:
 # 1 means the same picture up to brightness and contrast, −1 its negative, 0 nothing in common. (The
-# sign is left out here.) Find for each map the one that is most like it, and take the average of
-# these correlations. Do the same for the filters.
+# sign is left out here.) Now take all maps of the stem. Find for each the one that is most like it,
+# and take the average of these correlations. Do the same for the filters.
 #
 # **Predict.** Are the maps more alike than their filters? And with the *random* filters of section
 # 5?

@@ -88,7 +88,7 @@ quick = os.environ.get("LOWRANK_PROFILE") == "smoke"
 # |---|---|---|
 # | `resnet18(pretrained=False)` | `resnet18(weights=None)` | deprecated |
 # | `ToTensor()` | `ToImage()`, `ToDtype(float32, scale=True)` | transforms v2 |
-# | `U, S, V = torch.svd(W)` | `U, S, Vh = torch.linalg.svd(W)` | deprecated; `Vh` is `V` transposed |
+# | `torch.svd(W)` | `torch.linalg.svd(W, full_matrices=False)` | deprecated; `V` became `Vh`, its transpose |
 # | `V[:, :rank].t()` | `Vh[:rank]` | rows instead of columns |
 #
 # **Steps 1 and 2: images and network.** The recipe's untrained network has 1000 outputs, as for
@@ -341,7 +341,8 @@ for when, accuracy in top1.items():
     print(f"{when:16} {accuracy:5.1f} %")
 
 # %% [markdown]
-# It learns. The loss falls, and the answers are better than guessing (10 %). The full recipe takes
+# It learns. The loss falls, and the answers are better than guessing (10 %). The last lines are the
+# **top-1** accuracy: the share of images for which the first answer is right. The full recipe takes
 # 1,480 such steps.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
@@ -717,10 +718,11 @@ for title, (accuracy, images) in neighbours.items():
 # %% [markdown]
 # **Explain.** Each of them answers a question. Guessing tells you whether anything was learned. The
 # control tells you whether that needs the cut. The last two tell you what a cut costs where there
-# is something to lose. (The number after ± is one standard error. As a rough rule, two figures that
-# are less than three of them apart may differ by chance only: [chapter 08](08_retraining.ipynb).
-# And with the digits, compare these lines with each other, not with 64.79 %: it is another task and
-# a narrower network.)
+# is something to lose. (The first two are means of three seeds. The third network was recalibrated,
+# the fourth was not: section 6. The number after ± is one standard error. As a rough rule, two
+# figures that are less than three of them apart may differ by chance only: [chapter
+# 08](08_retraining.ipynb). And with the digits, compare these lines with each other, not with the
+# recipe's figure: it is another task and a narrower network.)
 #
 # Without them, a reader may take 64.79 % for the price of compression. But nothing was compressed.
 # It is what five epochs of training reached, with a cut that the short run of section 7 could do

@@ -58,10 +58,10 @@ _ = torch.manual_seed(0)
 # %% [markdown]
 # ## 1. A layer of a trained network
 #
-# The course ships two trained ResNet-18s. The outputs on this page were made with the one for
-# Imagenette, ten kinds of photographs. If these photographs are not available, `find_data` chooses
-# the one for handwritten digits. It has a quarter of the channels in every layer, so your numbers
-# differ. The text holds for both.
+# The course ships a trained ResNet-18 for photographs and one for digits. The outputs on this page
+# were made with the first, for Imagenette, ten kinds of photographs. If these photographs are not
+# available, `find_data` chooses the one for handwritten digits. It has a quarter of the channels in
+# every layer, so your numbers differ. The text holds for both.
 
 # %%
 name = find_data()
@@ -446,8 +446,9 @@ assert matrix_error < 1e-10 and layer_error > 0.9
 # ### The rest of the convolution's settings
 #
 # Your short functions handle stride, padding by a number of pixels, and a bias. Those of the
-# package also take every other kind of padding, and dilation. Here is the full-rank test on some
-# odd layers:
+# package also take every other kind of padding, and **dilation** (a kernel with gaps between its
+# weights). A **grouped** convolution, where each output channel sees only some of the input
+# channels, stays dense. Here is the full-rank test on some odd layers:
 
 # %% tags=["nbval-check-output"]
 odd = {
@@ -484,9 +485,9 @@ print("stays dense:", layers.supported(nn.Conv2d(8, 8, 3, groups=8)))
 # hold the channels on one side fixed, find the best ones on the other side with an SVD, and swap.
 # The library tensorly does it.
 #
-# Together these are $C r_1 + k k\, r_1 r_2 + r_2 O$ weights. With stride $s$ the first layer works
-# on the whole input, at $s^2$ times as many positions as the others. So there Tucker-2 costs $s^2 C
-# r_1 + k k\, r_1 r_2 + r_2 O$ MACs for each position of the output.
+# Together the three layers hold $C r_1 + k k\, r_1 r_2 + r_2 O$ weights. With stride $s$ the first
+# layer works on the whole input, at $s^2$ times as many positions as the others. So there Tucker-2
+# costs $s^2 C r_1 + k k\, r_1 r_2 + r_2 O$ MACs for each position of the output.
 
 # %%
 def tucker2(conv, rank_in, rank_out):
@@ -864,4 +865,4 @@ assert linalg.break_even_rank(64, 64) == 32
 #   (HOOI)
 # - A.-H. Phan, K. Sobolev, K. Sozykin, D. Ermilov, J. Gusak, P. Tichavský, V. Glukhov, I. Oseledets
 #   and A. Cichocki, *Stable low-rank tensor decomposition for compression of convolutional neural
-#   networks*, ECCV 2020.
+#   network*, ECCV 2020.

@@ -11,12 +11,12 @@
 #
 # **The question:** How much does each layer deserve?
 #
-# You may keep a third of a network's multiplications (of the small network for the digits, 70 %).
+# You may keep about a third of a network's multiplications (of the small one for the digits, 70 %).
 # Which ones? A ResNet-18 has 20 convolutions, and each could have any rank. Here seven rules divide
 # the same budget. On the photographs one of them, common in tutorials, does much worse than the
-# simplest one, which treats all layers alike. Two others, known from the literature, do no better
-# than the simplest one there: they are nearer to the dense network on only about half of the
-# images. When you know why, you know what a rank should be chosen for.
+# simplest one, which treats all layers alike. Two others, known from the literature, are nearer to
+# the dense network than the simplest one on only about half of the images. When you know why, you
+# know what a rank should be chosen for.
 #
 # **After this chapter you can**
 #
@@ -418,10 +418,10 @@ for key, values in kl.items():
     print(line)
 
 # %% [markdown]
-# **Explain.** All networks cost the same, and all answer the same images, so compare image by
-# image: on how many is one nearer to the dense network than the other? If both were equally good,
-# that would be like tossing coins (the *sign test*; a p-value below 0.05 means that coins would
-# rarely fall so unevenly).
+# **Explain.** All networks cost nearly the same, and all answer the same images, so compare image
+# by image: on how many is one nearer to the dense network than the other? If both were equally
+# good, that would be like tossing coins (the *sign test*; a p-value below 0.05 means that coins
+# would rarely fall so unevenly).
 #
 # **On the photographs**, equal energy does much worse than an equal share of the rank. The other
 # rules are nearer on about as many images as that plain share, and so is the price, although its
@@ -646,8 +646,8 @@ plots.show(figure, "Ranks of 20 convolutions under one budget, one row a rule, p
            f"nats ({order[0]}) to {kl[order[-1]].mean():.2f} ({order[-1]}).")
 
 # %% [markdown]
-# A pale bar is a layer that stays dense. Look at the first column: on the photographs, three of the
-# rules keep little of the stem.
+# A pale bar is a layer that stays dense. Look at the first column, the **stem** (`conv1`, the first
+# convolution): on the photographs, three of the rules keep little of it.
 #
 # **Predict.** Give these three the stem of "price, nats", and change nothing else. How much of the
 # KL goes?
@@ -735,7 +735,7 @@ print("ranks:", *(c.rank for c in taken.values()))
 # The ranks are chosen for what the network feels. The *cut* itself is not: it still keeps the
 # directions in which the kernel is large. `compress` changes both: its ranks and its directions
 # come from the same nats. (It also keeps the mean of each response, by a bias that costs next to
-# nothing.)
+# nothing. And it halves the class scores before it takes the gradients: chapter 07 says why.)
 #
 # **Predict.** Same form, same budget. How much further does the KL fall?
 
@@ -775,9 +775,9 @@ if not quick or name == "digits":
 # trained, and each result is judged on all validation images. Its record is part of the repository.
 #
 # Here are rules that you know. Each cuts the kernels by their weights, then the batch norms are
-# recalibrated. (*EVBMF* cuts in the Tucker-2 form, as Kim et al. published it. *Measured* tries ten
-# ranks in each layer.) Beside them stands `compress` with images, the subject of chapter 07. It
-# takes the place of the two prices, for which the record has no row.
+# recalibrated. (*EVBMF* cuts in the Tucker-2 form, as Kim et al. published it. *Measured* is
+# "price, measured", with ten ranks tried in each layer.) The record has no row for the two other
+# prices. In their place stands `compress` with images, the subject of chapter 07.
 #
 # **Predict.** At half of the MACs, how far apart are the rules? And at a quarter?
 
@@ -809,11 +809,11 @@ if path.exists():
 
 # %% [markdown]
 # **Explain.** Equal energy falls first and furthest. The others lie within a point at the largest
-# budget, and spread as the budget shrinks. *EVBMF* holds out longest at the small end, but it also
-# cuts in another form (Tucker-2), so that compares more than rules. Of the four in the channel
-# form, *measured* is the only one that asks the network. It needs two hundred passes over held-out
-# images, and at the smallest budget it beats the equal share. At 30 % of the MACs and below,
-# `compress` with images is ahead of every rule. Above, McNemar's test ([chapter
+# budget, and spread as the budget shrinks. Of the rules, *EVBMF* holds out longest at the small
+# end, but it also cuts in another form (Tucker-2), so that compares more than rules. Of the four in
+# the channel form, *measured* is the only one that asks the network. It needs two hundred passes
+# over held-out images, and at the smallest budget it beats the equal share. At 30 % of the MACs and
+# below, `compress` with images is ahead of every rule. Above, McNemar's test ([chapter
 # 08](08_retraining.ipynb)) does not tell it from the best of them. And `compress` changes more than
 # the ranks: the directions, in some layers the form, and a refit (chapter 07).
 
@@ -842,7 +842,8 @@ if path.exists():
 # 1. Any rule with a knob can be fitted to a budget by bisection; compare rules only at equal cost.
 # 2. Equal shares of the rank are a strong baseline. On the photographs, equal energy did much
 #    worse.
-# 3. A price for MACs gives the least sum of errors within a budget, and a bound that proves it.
+# 3. A price for MACs gives the least sum of errors within a budget, or nearly. A bound says how
+#    near.
 # 4. A perfect optimum of the wrong goal is worth little: relative errors count every layer alike.
 # 5. $\tfrac12\,\mathrm{E}[e^T G e]$ predicts what the network feels: nearly in the right order, but
 #    too low. Multiples of 8 make the sum of the predictions less than a tenth larger.

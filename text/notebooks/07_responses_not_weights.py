@@ -64,7 +64,8 @@ _ = torch.set_grad_enabled(False)                    # nothing is trained in thi
 # The outputs that you see before you run anything were made on Imagenette. Without its photographs
 # the handwritten digits take their place: a narrower network, simpler images, other numbers.
 # `statistics` are training images; labels are not used. `judge` are training images that were held
-# out. The published validation images are not touched.
+# out. No live cell touches the published validation images. Only the record of section 8 was judged
+# on them.
 
 # %%
 name = data.find_data()
@@ -168,7 +169,8 @@ plots.show(
 # Do the images make the difference, or the network?
 #
 # **Predict.** Put random noise in place of the images. How many directions will the responses of
-# the stem need now: as few as before, or as many as its weights? And the layers behind it?
+# the stem (the first convolution) need now: as few as before, or as many as its weights? And the
+# layers behind it?
 
 # %%
 noise_batches = [(torch.randn_like(images), labels) for images, labels in batches["statistics"]]
@@ -347,9 +349,11 @@ assert alike(exact(noise), convs[probe](noise))
 # follow. How much of an error reaches the *answers*, the ten probabilities that softmax gives?
 #
 # Chapter 06 measured it. Draw one class for each image, from the network's own probabilities. Let
-# $g$ be the gradient, at $y$, of the log of the probability of that class. Then
-# $G = \mathrm{E}[g\,g^T]$, summed over the places of an image, is the **Fisher information**. To
-# second order, an error $e$ in $y$ moves the answers by $\tfrac12 e^T G e$ nats, the unit of KL.
+# $g$ be the gradient, at $y$, of the log of the probability of that class. Then $G =
+# \mathrm{E}[g\,g^T]$, summed over the places of an image, is the **Fisher information**. To second
+# order, an error $e$ in $y$ moves the answers by $\tfrac12 e^T G e$ nats, the unit of the KL
+# (explained below). This takes the errors at different places as unrelated. They are not quite, so
+# the number comes out too low (chapter 06).
 #
 # So take the root of $G$, the symmetric matrix $H$ with $H H = G$, and put it in the place of $D$.
 # This is the **two-sided** cut. What comes in counts through the covariance. What follows counts
@@ -741,8 +745,8 @@ plots.show(figure, "Nine networks at equal MACs, from the largest KL to the smal
 # count disagree, report both.
 #
 # On the photographs the cut by weights loses most. Compare it with *weights, mean kept*: that step
-# is the mean alone, a part of what recalibration mends. (On the digits both networks are far off,
-# and the mean alone does not help.) From there to *responses*, only the directions change.
+# is the mean alone, a part of what recalibration mends. (On the digits both networks may be far
+# off, and the mean alone need not help.) From there to *responses*, only the directions change.
 #
 # Among the cuts themselves, the one by responses is nearer to the dense answers than the one by
 # weights, and the two-sided one is nearer than that by responses. (On the digits, where the network

@@ -347,9 +347,9 @@ for why, number in sorted(reasons.items(), key=lambda item: -item[1]):
 # %% [markdown]
 # **Explain.** A budget out of reach is an error that names the least one. The plan says why a layer
 # stays dense: in a grouped convolution each output sees only some of the input channels, and
-# `compress` does not cut it. About a third of its layers are of that kind. And a network that was
-# designed to be small usually has little accuracy to spare (random weights cannot show that): start
-# with a larger one if you can choose.
+# `compress` does not cut it. About a third of the layers of MobileNetV2 are of that kind. And a
+# network that was designed to be small usually has little accuracy to spare (random weights cannot
+# show that): start with a larger one if you can choose.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -362,10 +362,10 @@ assert any("grouped" in why for why in reasons) and reasons["cut"] > 10
 # %% [markdown]
 # ## 6. Your turn
 #
-# **This cell is yours.** Put your network and your images in, and your choices into `my_way`.
-# Loaders give pairs (images, labels), scaled as your network expects; `train` needs about a
-# thousand images (the worked example takes fewer, to be quick), `holdout` and `test` as many as you
-# have. If you leave `None` everywhere, the worked example takes their place.
+# **The second cell below is yours.** Put your network and your images in, and your choices into
+# `my_way`. Loaders give pairs (images, labels), scaled as your network expects; `my_train` needs
+# about a thousand images (the worked example takes fewer, to be quick), `my_holdout` and `my_test`
+# as many as you have. If you leave `None` everywhere, the worked example takes their place.
 #
 # `fine_tune` needs the course's own image sets. For any other loader, here is a plain loop with the
 # distillation loss of [chapter 08](08_retraining.ipynb). Your loader should shuffle, crop and flip.
@@ -452,9 +452,10 @@ assert not torch.equal(again.conv1.weight, dense.conv1.weight)
 #
 # The reference points come from the course's recorded runs on all validation images of Imagenette,
 # and from the popular recipe: it reports 64.79 % and keeps all MACs and parameters (chapter 00).
-# *compress* means cut only. *trained* means that 16 epochs followed, with the dense network as the
-# teacher; the table says how many such trainings a figure is the mean of. The first of those of
-# *trained: compressed* ships with the course: `load_resnet18("imagenette-compressed")`.
+# *compress* means cut and refitted, without training. *trained* means that 16 epochs followed, with
+# the dense network as the teacher; the table says how many such trainings a figure is the mean of.
+# The first of those of *trained: compressed* ships with the course:
+# `load_resnet18("imagenette-compressed")`.
 #
 # **Predict.** How far does the course's retrained network lie below its own dense network? And did
 # yours lose more or less than *compress, 50%*, at about the same MACs?
@@ -544,13 +545,14 @@ plots.show(figure, alt=alt)
 # %% [markdown]
 # **Explain.** The height is what a network gained or lost against its own dense network, on the
 # same images. So networks of other data sets can stand in the same picture. (A point is not equally
-# dear on each of them.) The star is your network. The line through it is the interval of section 6.
-# The vertical line is the limit of your card. Further up and further left is better.
-# The course's retrained network lies less than a point below its dense network.
+# hard to win on each of them.) The star is your network. The line through it is the interval of
+# section 6. The vertical line is the limit of your card. Further up and further left is better. The
+# course's retrained network lies less than a point below its dense network.
 #
 # The *trained* points lie near their dense network, or above it. That is no proof that compression
-# helps: the dense network did not get these 16 epochs (question 3). The points of *compress* were
-# not trained after the cut.
+# helps: the dense network drawn here did not get these 16 epochs (question 3). [Chapter
+# 08](08_retraining.ipynb) has a control that did. The points of *compress* were not trained after
+# the cut.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.

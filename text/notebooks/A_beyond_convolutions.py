@@ -11,9 +11,9 @@
 #
 # **The question:** Where else does this idea live?
 #
-# A convolution took some work before it was a matrix. Most of today's networks are matrices from the
-# start. In this chapter you meet the SVD in a transformer, in its attention, and in LoRA, the way in
-# which large models are adapted. You also see where it is of no use.
+# A convolution took some work before it was a matrix. Most of today's networks are matrices from
+# the start. In this chapter you meet the SVD in a transformer, in its attention, and in LoRA, a
+# common way to adapt large models. You also see where it is of no use.
 #
 # **After this chapter you can**
 #
@@ -86,8 +86,10 @@ class Attention(nn.Module):
 
 
 # %% [markdown]
-# After attention comes an **MLP**: two linear layers, to four times the width and back. Each result
-# is *added* to what came in. Remember this plus sign for section 6.
+# After attention comes an **MLP**: two linear layers, to four times the width and back. `GELU`, a
+# smooth ReLU, stands between them. Before each part, `LayerNorm` brings the numbers of each token
+# to mean 0 and variance 1, then scales and shifts them. Each result is *added* to what came in.
+# Remember this plus sign for section 6.
 
 # %%
 class Block(nn.Module):
@@ -238,9 +240,9 @@ plots.curves(
 # images. (With them, `compress` chooses other directions and other ranks. It weighs each error by
 # how much the network's answer feels it, and refits what is left: [chapter
 # 07](07_responses_not_weights.ipynb). So this gap is the work of all of these together.) And
-# `compress` has no line of code for transformers. (It replaces plain linear layers. PyTorch's own
-# `nn.MultiheadAttention` reads its weights from outside the layers, so there the attention stays
-# dense, and the plan says so.)
+# `compress` treats this transformer like any other network. (It replaces plain linear layers.
+# PyTorch's own `nn.MultiheadAttention` reads its weights from outside the layers, so there the
+# attention stays dense, and the plan says so.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -394,11 +396,11 @@ print("shape", tuple(between.shape), "rank", linalg.numerical_rank(between))
 #
 # There is another place for a low rank. While a language model writes, it keeps $k$ and $v$ of all
 # earlier tokens, the **key-value cache**. For long texts it can take more memory than the weights.
-# But $k$ and $v$ come from the same $x$. Stack $W_k$ and $W_v$ to one matrix $W$, cut it, $U_r
-# (U_r^\top W)$, and keep only the $r$ numbers $U_r^\top W x$ of each token in place of 128:
-# multiplied by $U_r$, they give $k$ and $v$ again. (DeepSeek-V2 is built and trained like that. It
-# merges $U_r$ into the query and output layers, so $k$ and $v$ are never built. It keeps a few more
-# numbers for the position of each token.)
+# But $k$ and $v$ come from the same $x$. Stack $W_k$ and $W_v$, now those of all heads, to one
+# matrix $W$ (128 × 64). Cut it to $U_r (U_r^\top W)$, and keep only the $r$ numbers $U_r^\top W x$
+# of each token in place of 128: multiplied by $U_r$, they give $k$ and $v$ again. (DeepSeek-V2 is
+# built and trained like that. It merges $U_r$ into the query and output layers, so $k$ and $v$ are
+# never built. It keeps a few more numbers for the position of each token.)
 #
 # Your transformer writes no text and keeps no cache. The cell only cuts the stack of each block to
 # rank 16, to see what that would cost in accuracy.
@@ -439,9 +441,9 @@ for block in small_cache.blocks:
 # $$W + B A, \qquad B: (m, r), \quad A: (r, n)$$
 #
 # (This $A$ is not that of section 3; the authors of LoRA use the letter.) $B$ starts at zero, so
-# training starts from the old network. It also saves memory: AdamW keeps two more numbers for every
-# number that it trains. Here the network is the shipped ResNet-18 for digits, and the new task is
-# to read digits that lie on their side.
+# training starts from the old network. LoRA also saves memory: the optimizer AdamW keeps two more
+# numbers for every number that it trains. Here the network is the shipped ResNet-18 for digits, and
+# the new task is to read digits that lie on their side.
 
 # %%
 def turned(images):
