@@ -87,6 +87,16 @@ def test_the_compressed_network_keeps_its_promise():
     assert shipped["sha256"] == run["jobs"]["tuned, seed 0"]["sha256"]
 
 
+def test_the_fast_network_keeps_its_promise():
+    run = json.loads((ROOT / "results" / "latency.json").read_text(encoding="utf-8"))
+    dense, ours = run["jobs"]["dense"], run["summary"]["tuned"]
+    ms = run["jobs"]["times"]["latency_ms"]["1"]
+    assert ms["small"] < 0.5 * ms["dense"] and ms["small, folded"] < 0.5 * ms["dense, folded"]
+    assert ours["val"]["mean"] > dense["accuracy"]["val"] - 0.5 and len(ours["seeds"]) == 3
+    told = f"ends at {ours['val']['mean']:.1f} % (the mean of three trainings"
+    assert told in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_dense_control_is_told_as_it_is():
     jobs = {
         name: json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))["jobs"]
