@@ -25,7 +25,7 @@
 #
 # **You need:** the pair of small convolutions from [chapter 05](05_factorizing.ipynb).
 #
-# **Time:** 30 minutes to read, about 2 minutes to run.
+# **Time:** 40 minutes to read, about 2 minutes to run.
 
 # %%
 import importlib.util
@@ -55,9 +55,8 @@ from lowrank_course.compress import apply, fold_batch_norms
 from lowrank_course.measure import compare_latency, count_macs, layer_shapes
 from lowrank_course.plan import replace_module
 
-plots.style()
-
 # %%
+plots.style()
 quick = os.environ.get("LOWRANK_PROFILE") == "smoke"
 _ = torch.set_grad_enabled(False)                    # nothing is trained in this chapter
 _ = torch.manual_seed(0)
@@ -812,14 +811,14 @@ if (path := Path("../results/latency.json")).exists():
 
 
 # %%
-def right(job):                                      # a bit for each image, in hex digits
+def answers_of(job):                                 # a bit for each image, in hex digits
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(job["right"]["val"]), np.uint8))
     return torch.tensor(bits[: data.COUNTS["val"]] == 1)
 
 
 for key, job in trained.items():
     print(f"{key}: {job['accuracy']['val']:.2f} %, dense {base['accuracy']['val']:.2f} %, "
-          f"p = {mcnemar(right(base), right(job)):.2f}")
+          f"p = {mcnemar(answers_of(base), answers_of(job)):.2f}")
 
 # %% [markdown]
 # **Explain.** It needs less than half of the time and keeps a quarter of the MACs. In none of the
@@ -858,7 +857,7 @@ if trained:
     for job in trained.values():
         assert len(job["log"]) == 16
         assert job["accuracy"]["val"] > base["accuracy"]["val"] - 0.5
-        assert mcnemar(right(base), right(job)) > 0.05                    # "in none"
+        assert mcnemar(answers_of(base), answers_of(job)) > 0.05                    # "in none"
 
 # %% [markdown]
 # ## 11. A very small network
