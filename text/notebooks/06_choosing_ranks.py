@@ -664,12 +664,11 @@ for key in ("energy", "ALDS", "price, relative"):
 # **Explain.** On the photographs, what falls in these lines is what the thin stem had cost. (The
 # thicker stem takes two points more of the MACs.) Its spectrum falls steeply, so these rules keep
 # little of it. But all later layers depend on what it lets through. (On the digits the lines say
-# less: one stem gets thinner, and the two others cost up to seven points more of the MACs. Look at
-# layer1 there, which the two best rules keep nearly dense.)
+# less: there a stem may get thinner, and a thicker one costs more points of the MACs.)
 #
-# The price in nats spends more of the MACs on the stem and the first two stages than
-# equal energy does. That alone is not enough: EVBMF spends on the first layers, too, and its KL is
-# higher. The prediction needs two passes over some images, and knows every rank.
+# The price in nats spends more of the MACs on the stem and the first two stages than equal energy
+# does. That alone is not enough: EVBMF spends on the first layers, too, and its KL is higher. The
+# prediction needs two passes over some images, and knows every rank.
 #
 # Do not read the order as a law. It holds for one network, one budget, one way of cutting. What you
 # can take with you: **choose the goal first, then the optimiser.** And test the result on images
