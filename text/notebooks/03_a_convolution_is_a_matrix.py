@@ -643,7 +643,7 @@ print(f"stem {ratio[0]:.2f}, the others {min(ratio[1:]):.2f} to {max(ratio[1:]):
 # low-rank. (With the digits, whose images are simple, fewer values stand out, and in fewer layers.
 # The tail hardly sinks, and even the stem is only somewhat nearer to a low rank.)
 #
-# In *size*, something else happened. Every step of the training also makes all weights a little
+# In *size*, something else happened. Every step of the training also makes the weights a little
 # smaller (**weight decay**). That has shrunk the kernels (with the digits only a little). Only the
 # stem has clearly grown. A kernel's size hardly matters here: the batch norm behind it divides by
 # the size of the output. That is why you may compare shapes.
@@ -738,7 +738,11 @@ for lay in layouts.values():
     m, n = lay(K).shape
     assert linalg.rank_for_energy(torch.linalg.svdvals(lay(K)), 0.9) * (m + n) > 0.5 * K.numel()
 assert ratio[0] > 1.2 and max(ratio[1:]) < 1.1                           # "Only the stem has grown"
-assert left[0] < min(left[1:]) and min(left[1:]) > 0.1                   # "a good part of it"
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+assert left[0] < min(left[1:]) and min(left[1:]) > 0.1 and max(left[1:]) > 0.5
+assert min(left[1:]) < 0.25 if name == "imagenette" else median(left[1:]) > 0.5    # "a small one"
 
 # %% [markdown]
 # ## 7. What the layers give out

@@ -349,9 +349,9 @@ assert alike(exact(noise), convs[probe](noise))
 # follow. How much of an error reaches the *answers*, the ten probabilities that softmax gives?
 #
 # Chapter 06 measured it. Draw one class for each image, from the network's own probabilities. Let
-# $g$ be the gradient, at $y$, of the log of the probability of that class. Then $G =
-# \mathrm{E}[g\,g^T]$, summed over the places of an image, is the **Fisher information**. To second
-# order, an error $e$ in $y$ moves the answers by $\tfrac12 e^T G e$ nats, the unit of the KL
+# $g$ be the gradient, at $y$, of the log of the probability of that class. Then
+# $G = \mathrm{E}[g\,g^T]$, summed over the places of an image, is the **Fisher information**. To
+# second order, an error $e$ in $y$ moves the answers by $\tfrac12 e^T G e$ nats, the unit of the KL
 # (explained below). This takes the errors at different places as unrelated. They are not quite, so
 # the number comes out too low (chapter 06).
 #

@@ -765,9 +765,9 @@ if len(cuts) == 2:
 # **Explain.** Of 22 points less than one is left. Three epochs mend nearly all that the quick cut
 # had broken. *Ours* keeps a lead of 0.6 points with fewer parameters. It is ahead with every seed,
 # but by less than three standard errors (the rule that section 7 uses for so few seeds), and none
-# of the three tests shows it. So do not claim it. *Ours* hardly needed the epochs: it had almost the
-# same accuracy before. A careful cut is worth most if you cannot train, or not for long. Both end
-# more than two points below the dense network.
+# of the three tests shows it. So do not claim it. *Ours* hardly needed the epochs: it had almost
+# the same accuracy before. A careful cut is worth most if you cannot train, or not for long. Both
+# end more than two points below the dense network.
 #
 # ### Three controls
 #

@@ -569,7 +569,7 @@ for way, values in before.items():
 
 # %% [markdown]
 # **Explain.** Four of the ways bring the effective rank down to less than half. Their accuracy ends
-# one to one and a half points lower in this run, before anything is cut.
+# up to two points lower, before anything is cut.
 #
 # Look at the last two: the same layers, the same strength. Weight decay on the factors ends like a
 # nuclear norm. Frobenius decay leaves most of the rank alone. Why does the rank fall with it at

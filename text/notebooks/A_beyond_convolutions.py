@@ -442,8 +442,8 @@ for block in small_cache.blocks:
 #
 # (This $A$ is not that of section 3; the authors of LoRA use the letter.) $B$ starts at zero, so
 # training starts from the old network. LoRA also saves memory: AdamW, which makes the steps, keeps
-# two more numbers for every number that it trains. Here the network is the shipped ResNet-18 for digits, and
-# the new task is to read digits that lie on their side.
+# two more numbers for every number that it trains. Here the network is the shipped ResNet-18 for
+# digits, and the new task is to read digits that lie on their side.
 
 # %%
 def turned(images):
