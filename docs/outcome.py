@@ -9,7 +9,8 @@ import matplotlib.pyplot as plt
 from lowrank_course import plots
 
 ROOT = Path(__file__).parents[1]
-RECORDS = [ROOT / "results" / f"{name}.json" for name in ("seed", "compressed", "extreme")]
+NAMES = ("seed", "compressed", "extreme", "controls")
+RECORDS = [ROOT / "results" / f"{name}.json" for name in NAMES]
 PICTURE = ROOT / "docs" / "outcome.png"
 
 # FasterAI Labs, "resnet18, Imagenette pilot", at huggingface.co: million parameters and top-1
@@ -20,7 +21,7 @@ PILOT = {"FasterAI, fine-tuned": (11.2, 93.3), "pruned": (5.3, 91.4)}
 def draw() -> None:
     """Accuracy against parameters; lines begin at a dense network. The header holds a hash."""
     found = [path for path in RECORDS if path.exists()]
-    seed, *runs = (json.loads(path.read_text(encoding="utf-8")) for path in found)
+    seed, *runs, controls = (json.loads(path.read_text(encoding="utf-8")) for path in found)
     runs = [run for run in runs if "tuned" in run["summary"]]  # others have only begun
     dense = runs[0]["jobs"]["dense"]
     ours = {"lowrank-course, dense": (dense["parameters"] / 1e6, dense["accuracy"]["val"])}
@@ -32,10 +33,14 @@ def draw() -> None:
     recipe = seed["costs"]["after"]["parameters"] / 1e6, seed["accuracy"]["retrained"]
     reported = {"the popular recipe, as reported": (recipe[0], seed["reported"])}
     again = {"the popular recipe, run again": recipe}
+    control = controls["jobs"]["narrow, seed 0"]
+    top1 = control["accuracy"]["val"]
+    small = {f"narrow ResNet-18\n{top1:.1f} %, 1 training": (control["parameters"] / 1e6, top1)}
     plots.style()
     figure, axes = plt.subplots(figsize=(9, 4.4))
     lines = [
-        (ours, plots.PALETTE["blue"], "o", -12),
+        (ours, plots.PALETTE["blue"], "o", 12),
+        (small, plots.GREY, "^", -12),
         (PILOT, plots.PALETTE["green"], "s", 12),
         (reported, plots.PALETTE["vermillion"], "D", 12),
         (again, plots.PALETTE["vermillion"], "d", -12),
@@ -44,7 +49,7 @@ def draw() -> None:
         across, top1 = zip(*points.values(), strict=True)
         axes.plot(across, top1, "-", marker=marker, color=colour, markersize=9)
         for i, (name, point) in enumerate(points.items()):
-            up = -shift if points is ours and i == 2 else shift  # beside the last one
+            up = -shift if points is ours and i == 0 else shift  # below FasterAI's
             place = {"xytext": (0, up), "textcoords": "offset points", "ha": "center"}
             place["va"] = "bottom" if up > 0 else "top"
             axes.annotate(name, point, **place, color=colour, fontsize=12)

@@ -39,7 +39,7 @@ def test_the_record_is_of_the_shipped_network():
 
 @pytest.mark.parametrize(
     ("picture", "names"),
-    [("final_table", ["demo-full"]), ("outcome", ["seed", "compressed", "extreme"])],
+    [("final_table", ["demo-full"]), ("outcome", ["seed", "compressed", "extreme", "controls"])],
 )
 def test_a_picture_is_of_these_records(picture, names):
     paths = [ROOT / "results" / f"{name}.json" for name in names]
@@ -97,19 +97,27 @@ def test_the_fast_network_keeps_its_promise():
     assert told in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_dense_control_is_told_as_it_is():
+def test_the_controls_are_told_as_they_are():
     jobs = {
         name: json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))["jobs"]
         for name in ("controls", "compressed")
     }
-    dense = jobs["controls"]["dense, seed 0"]
+    dense, narrow = (jobs["controls"][f"{kind}, seed 0"] for kind in ("dense", "narrow"))
     three = [jobs["compressed"][f"tuned, seed {seed}"] for seed in range(3)]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(mcnemar(right(job), right(narrow)) < 0.05 for job in three)
+    assert all(narrow["accuracy"]["val"] < job["accuracy"]["val"] for job in three)
+    assert narrow["parameters"] <= three[0]["parameters"]
+    assert narrow["macs"] < 0.5 * three[0]["macs"]
+    ms = jobs["controls"]["times"]["latency_ms"]["1"]
+    assert 0.4 < ms["narrow"] / ms["compressed"] < 0.6  # "about half of the time"
+    assert f"ends at {narrow['accuracy']['val']:.1f} %, behind each of the three" in readme
     ahead = [job for job in three if mcnemar(right(job), right(dense)) < 0.05]
     assert len(ahead) == 1
     points = dense["accuracy"]["val"] - ahead[0]["accuracy"]["val"]
     ends = f"ends at {dense['accuracy']['val']:.1f} %"
     told = f"{ends}, ahead of one of the three by {points:.1f} points"
-    assert told in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert told in readme
 
 
 def test_compressing_is_quick_and_needs_little_memory():

@@ -385,17 +385,15 @@ assert macs(by_energy(0.9)) > 1.15 * budget                           # "far ove
 assert chosen["uniform"] == ranks.uniform(full, fit(uniform))
 assert chosen["energy"] == ranks.by_energy(spectra, fit(by_energy))
 assert np.median([found[n] / full[n] for n in full]) < 0.35           # "Small ones"
-if name == "digits":
+if name == "digits":                                                  # "the floor", "the same"
     even = chosen["EVBMF, scaled"]
-    assert sum(r > 1 for r in found.values()) <= 2                        # "nearly all ... floor"
-    assert all(even[n] == min(full[n], max(even.values())) for n in full) # "the same rank"
-    assert 0 in found.values()
+    assert sorted(found.values())[-3] == 0                            # of all but two, at most
+    assert all(even[n] == min(full[n], max(even.values())) for n in full)
 torch.manual_seed(0)                                                  # EVBMF finds a planted rank
 planted = torch.randn(60, 5).double() @ torch.randn(5, 200).double() * 3 + torch.randn(60, 200)
 assert evbmf(torch.linalg.svdvals(planted), 60, 200) == 5
 assert evbmf(torch.linalg.svdvals(torch.randn(60, 200).double()), 60, 200) == 0
-if name == "imagenette":
-    assert abs(fit(uniform) - 0.9 * keep) < 0.04
+assert name == "digits" or abs(fit(uniform) - 0.9 * keep) < 0.04
 assert same and bound <= reached < 1.03 * bound and macs(chosen["price, relative"]) <= budget
 for key in ("uniform", "energy", "EVBMF, scaled", "ALDS"):
     assert sum(relative[n][r] for n, r in chosen[key].items()) > reached - 0.02
