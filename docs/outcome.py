@@ -52,7 +52,7 @@ def draw() -> None:
             up = -shift if points is ours and i == 0 else shift  # below FasterAI's
             place = {"xytext": (0, up), "textcoords": "offset points", "ha": "center"}
             place["va"] = "bottom" if up > 0 else "top"
-            axes.annotate(name, point, **place, color=colour, fontsize=12)
+            axes.annotate(name, point, **place, color=colour, fontsize=11)
     axes.set(xscale="log", xlim=(0.3, 25), ylim=(55, 100))
     axes.set(xlabel="parameters (million)", ylabel="top-1 on Imagenette (%)")
     axes.set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
