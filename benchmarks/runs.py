@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "imagenette": {
         "seeds": [0, 1, 2],
         "sizes": [96] * 12 + [128] * 4,  # of the fine-tuning, whatever is tuned
-        "cutmix": 0.5,  # of every fine-tuning: without it, it loses what the refit has won
+        "cutmix": 0.5,  # of every fine-tuning
         "compressed": {"params": 1.15e6 / DENSE, "macs": 0.25},
         "compressed rate": 0.0075,
         "extreme": {"params": 0.5e6 / DENSE},

@@ -293,8 +293,8 @@ plots.curves(
 # shows how to tell a real difference from chance.
 #
 # Move the slider to see the answers to four images. The dense network is right on all four; they
-# are those on which the smaller networks fail most often. (The slider needs a running kernel. The
-# curve above holds the same accuracies.)
+# are four of those on which the smaller networks fail most often. (The slider needs a running
+# kernel. The curve above holds the same accuracies.)
 
 # %%
 from ipywidgets import SelectionSlider, interact
@@ -407,10 +407,10 @@ if longer.exists():
     print("compressed ", ", ".join(f"{job['accuracy']['val']:.1f} %" for job in tuned))
 
 # %% [markdown]
-# A tenth of the parameters and a quarter of the MACs are left. In none of the three trainings do
-# the validation images show a difference from the dense network: [chapter 08](08_retraining.ipynb)
-# has the test, and asks what the training has added to the repair. (The dense network did not get
-# these epochs here. Chapter 08 shows where it ends with them.)
+# A tenth of the parameters and a quarter of the MACs are left. In none of the three trainings is
+# the distance to the dense network more than chance explains: [chapter 08](08_retraining.ipynb) has
+# the test, and asks what the training has added to the repair. (The dense network did not get these
+# epochs here. Chapter 08 shows where it ends with them.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.

@@ -142,6 +142,7 @@ print(f"angle between them, after:  {angle(A @ u, A @ v):.1f}")
 # shear.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert torch.equal(A @ torch.tensor([0.0, 1.0]), A[:, 1])
 assert abs(angle(u, v) - 90) < 0.2 and abs(angle(A @ u, A @ v) - 90) < 0.2
 assert abs(angle(A[:, 0], A[:, 1]) - 45) < 1e-6                  # "bent almost every other"
@@ -231,6 +232,7 @@ _ = interact(
 )
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert abs(float(S[0] - lengths[most])) < 1e-4 and abs(float(S[1] - lengths[least])) < 1e-4
 assert torch.allclose((Vh[0] @ u).abs(), torch.tensor(1.0), atol=1e-5)
 assert torch.allclose(rotation(torch.atan2(Vh[1, 0], Vh[0, 0])), Vh)
@@ -324,8 +326,8 @@ axes = figure.subplots()
 axes.plot(*(column @ torch.tensor([[-3.0, 3.0]])), color=plots.GREY, linewidth=1.5, linestyle=":")
 for point, shadow in zip(points.T, shadows.T, strict=True):
     axes.plot(*torch.stack([point, shadow], 1), color="#C8C8C8", linewidth=1.5, linestyle="-")
-axes.scatter(*points, s=60, label="x")
-axes.scatter(*shadows, s=60, marker="D", label="P x")
+axes.scatter(*points, s=60, label="x", zorder=3)
+axes.scatter(*shadows, s=60, marker="D", label="P x", zorder=3)
 axes.set(aspect="equal", xlim=(-2.5, 2.5), ylim=(-1.7, 1.7))
 axes.legend(loc="lower right")
 plots.show(
@@ -340,6 +342,7 @@ plots.show(
 # can build. This is what the course is built on.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 change = (Q @ many).norm(dim=0) / many.norm(dim=0)
 assert torch.allclose(change, torch.ones(1000)) and torch.allclose(Q.T @ Q, torch.eye(64))
 change = (G @ many).norm(dim=0) / many.norm(dim=0)
@@ -398,7 +401,7 @@ def independent_columns(A):
 
 
 # %% [markdown]
-# **Predict.** The matrix below has 8 rows and 5 columns. The fourth and fifth column are mixtures
+# **Predict.** The matrix below has 8 rows and 5 columns. The fourth and fifth columns are mixtures
 # of the first three. How many columns are independent? And how many of its 8 *rows*?
 
 # %% tags=["nbval-check-output"]
@@ -474,6 +477,7 @@ print("two, multiplied:   rank", independent_columns(one @ other))
 # the two.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert independent_columns(B) == independent_columns(B.T) == 3
 assert int((torch.linalg.svdvals(B) > 1e-9).sum()) == 3
 found = {name: independent_columns(picture) for name, picture in shapes.items()}
@@ -556,6 +560,7 @@ print(f"float64's default:   rank {numerical_rank(hilbert)}")
 # tolerance.** [Chapter 04](04_the_popular_recipe.ipynb) looks at a training where this matters.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 for name, values in spectra.items():
     assert int((values > 0).sum()) > 90                          # "Nearly all"
     assert values[4] > 50 and values[5] / values[4] < 1e-5       # a cliff
@@ -616,6 +621,7 @@ for name, matrix in sizes.items():
 # The upper end is the **noise edge**. Pure noise hardly ever passes it by more than a few percent.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert int((torch.linalg.matrix_rank(draws) < 8).sum()) == 0
 for name, matrix in sizes.items():
     (m, n), s = matrix.shape, values[name]
@@ -634,7 +640,7 @@ assert values["64 × 64"][-1] / values["64 × 64"][0] < 0.05               # "ne
 
 # %%
 def weave(length, thread):
-    return (torch.arange(length) // thread % 2) * 2.0 - 1            # +1, +1, -1, -1, ...
+    return (torch.arange(length) // thread % 2) * 2.0 - 1            # -1, ..., -1, +1, ..., +1, ...
 
 
 grey = 0.5 * torch.outer(torch.ones(120), torch.ones(180))
@@ -776,6 +782,7 @@ for sigma in (0.2, 1.0, 4.0):
 # Whether the tail there is only noise is one of the questions of this course.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert numerical_rank(cloth) == 3 and numerical_rank(noisy) == 120
 assert int((S_noisy > 1.05 * edge).sum()) == 3 == best
 pure = [torch.linalg.svdvals(torch.randn(120, 180, generator=generator))[0] for _ in range(50)]
@@ -809,6 +816,7 @@ assert abs(edge / (120 * 180) ** 0.25 - 2) < 0.02                    # "about ha
 # <details><summary>Answer</summary>
 # Rank 2: two dimensions survive. The smallest singular value is 0.
 # </details>
+# <br>
 #
 # **2.** All entries of a 100 × 100 matrix are 7. What is its rank? And if you set the diagonal to
 # 0?
@@ -818,6 +826,7 @@ assert abs(edge / (120 * 180) ** 0.25 - 2) < 0.02                    # "about ha
 # entry is 99 × 7. So the row of 100 sevens is a mixture of the rows. Take one row away from it, and
 # a single 7 is left. Such rows can build everything: rank 100. More zeros do not mean a lower rank.
 # </details>
+# <br>
 #
 # **3.** The columns of $U$, of shape (600, 20), are orthonormal. Which of $U^\top U$ and $U U^\top$
 # is an identity, and what is the rank of the other one?
@@ -826,6 +835,7 @@ assert abs(edge / (120 * 180) ** 0.25 - 2) < 0.02                    # "about ha
 # $U^\top U$ is the identity, 20 × 20. $U U^\top$ is 600 × 600 and has rank 20: it is the projector
 # on the 20 columns.
 # </details>
+# <br>
 #
 # **4.** A colleague trains a layer whose matrix had rank 8, and measures rank 64 after one step.
 # Has the layer learned 56 new directions?
@@ -836,6 +846,7 @@ assert abs(edge / (120 * 180) ** 0.25 - 2) < 0.02                    # "about ha
 # </details>
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 sevens = torch.full((100, 100), 7.0)
 assert numerical_rank(sevens) == 1
 assert numerical_rank(sevens - torch.diag(sevens.diag())) == 100

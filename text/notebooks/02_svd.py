@@ -654,8 +654,8 @@ print("identity = R @ I @ R.T for a random orthogonal R:", same)
 
 # %% [markdown]
 # **Explain.** The identity of size 3 has three equal singular values, a tie. Any three orthonormal
-# directions are then a valid answer, if $U$ and $V$ take the same ones. So compare products, or
-# directions up to sign. Never compare `U` with `U`.
+# directions are then a valid answer, if $U$ and $V$ take the same ones. So compare products, or,
+# where there is no tie, directions up to sign. Never compare `U` with `U`.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -699,8 +699,8 @@ assert linalg.orthogonality_error(U_r) < 1e-10
 #
 # <details><summary>Answer</summary>
 # Not at all. The copy has the same number of entries. It becomes smaller only when the two factors
-# are stored and used in its place. [Chapter 04](04_the_popular_recipe.ipynb) looks at a recipe that
-# makes this mistake.
+# are stored and used in its place. <a href="04_the_popular_recipe.ipynb">Chapter 04</a>
+# looks at a recipe that makes this mistake.
 # </details>
 # <br>
 #

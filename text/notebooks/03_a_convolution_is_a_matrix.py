@@ -101,6 +101,7 @@ def look(place):
     tiles(grid[1, 0], row[None], "kernel: a row", -2, 2)
     tiles(grid[1, 1], patches, "patches: one in each column", 0, 1, (place, 0, 1, 9))
     tiles(grid[1, 2], output.reshape(1, 36), "output: a row", -4, 4, (place, 0, 1, 1))
+    grid[1, 2].set_aspect(3)                         # 36 numbers in a row are easier to see
     alt = f"Above: kernel, image and output, patch {place} framed. Below the same as a product: "
     plots.show(figure, alt + f"the kernel, the patches with column {place} framed, the output.")
 
@@ -126,6 +127,7 @@ _ = interact(look, place=IntSlider(15, 0, 35, continuous_update=False))
 # **That is the matrix.** (In mathematics a convolution also flips the kernel. PyTorch does not.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert output.shape == (6, 6) and patches.shape == (9, 36)
 assert torch.allclose(patches, F.unfold(digit[None, None], 3)[0])
 assert 0 <= digit.min() and digit.max() <= 1 and output.abs().max() <= 4
@@ -190,6 +192,7 @@ print(f"image {x.numel()} numbers, patches {X.numel()}: {X.numel() / x.numel():.
 # small, fast memory of the processor.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert len(convs) == 20 and all(agree)
 assert {conv.stride[0] for conv in convs.values()} == {1, 2}
 assert {conv.padding[0] for conv in convs.values()} == {0, 1, 3}
@@ -342,6 +345,7 @@ plots.show(
 # small one.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 for lay in layouts.values():
     assert torch.allclose(lay(W).norm(), W.norm())
 assert [min(lay(W).shape) for lay in layouts.values()] == [64, 64, 192, 9] and W.numel() == 36_864
@@ -457,13 +461,14 @@ total = count_parameters(trained)
 print(f"the convolutions hold {sum(parameters.values()) / total:.1%} of all parameters")
 
 # %% [markdown]
-# **Explain.** The MACs agree. What is missing of the parameters are the linear layer and the
-# **batch norms**, which have two numbers for each channel. The work of the batch norms, of ReLU and
-# of the additions at the shortcuts is not counted as MACs: it is the custom to count convolutions
-# and matrix products only. The rest costs little arithmetic, but some time ([chapter
+# **Explain.** The MACs agree. The parameters that are missing are those of the linear layer and of
+# the **batch norms**, which have two numbers for each channel. The work of the batch norms, of ReLU
+# and of the additions at the shortcuts is not counted as MACs: it is the custom to count
+# convolutions and matrix products only. The rest costs little arithmetic, but some time ([chapter
 # 10](10_does_it_run_faster.ipynb)).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert sum(macs.values()) + fc == count_macs(trained, image)
 assert sum(parameters.values()) > 0.97 * total and trained.fc.out_features == 10
 assert share["layer4"][0] > 0.7 and share["stem"][0] + share["layer1"][0] < 0.03
@@ -547,13 +552,15 @@ def compare(rank):
 _ = interact(compare, rank=IntSlider(full // 5, 1, full, continuous_update=False))
 
 # %% [markdown]
-# **Explain.** At rank 1 there is one pattern and its negative. A few more bring back most of what
-# one sees. The many last ones add mostly what looks like noise, as with the cloth in chapter 01.
+# **Explain.** At rank 1 there is one pattern and its negative. Five are not enough yet; about a
+# dozen bring back most of what one sees. The many after those sharpen some edges, and add much that
+# looks like noise, as with the cloth in chapter 01.
 #
 # So on Imagenette the stem is nearly a matrix of low rank. (With the digits it has 16 filters only,
 # and three patterns do not yet bring them back.) Are the other 19 convolutions, too?
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 first = linalg.low_rank(M, 1)
 cosines = F.normalize(first, dim=1) @ F.normalize(first, dim=1)[0]
 assert torch.allclose(cosines.abs(), torch.ones(len(M)), atol=1e-3)      # "and its negative"
@@ -567,8 +574,8 @@ assert linalg.rank_for_energy(S_stem, 0.9) < 0.85 * linalg.rank_for_energy(S_ran
 #
 # The **spectrum** of a matrix is the list of its singular values. In chapter 01 you saw how far the
 # spectrum of pure noise reaches: up to the **noise edge**, $\sigma(\sqrt{m} + \sqrt{n})$, for an
-# $m \times n$ matrix of numbers with standard deviation $\sigma$. Divide by it, and all layers can be
-# compared: random numbers end at 1.
+# $m \times n$ matrix of numbers with standard deviation $\sigma$. Divide by it, and all layers can
+# be compared: the largest singular value of random numbers is then about 1.
 
 # %%
 def above_noise(W):
@@ -618,7 +625,7 @@ figure.supylabel("singular value (noise edge = 1)")
 plots.show(
     figure,
     f"Twenty small diagrams, one for each convolution. In {above} of them the trained curve starts "
-    "clearly above the noise edge; then it follows the random one in a long tail. The stem "
+    "clearly above the noise edge; then it runs below the random one in a long tail. The stem "
     f"differs most: it starts at {stem_S[0]:.1f} and falls to {stem_S[-1]:.2f}.",
 )
 
@@ -637,11 +644,12 @@ print(f"stem {ratio[0]:.2f}, the others {min(ratio[1:]):.2f} to {max(ratio[1:]):
 
 
 # %% [markdown]
-# **Explain.** In *shape*, most at the upper end: some directions rise out of the noise. The second
-# half of the tail sinks, but keeps more than half of its random height. (Each matrix is divided by
-# its own $\sigma$. So what the top gains, the tail must lose.) Only the stem has really become
-# low-rank. (With the digits, whose images are simple, fewer values stand out, and in fewer layers.
-# The tail hardly sinks, and even the stem is only somewhat nearer to a low rank.)
+# **Explain.** In *shape*, the trained curve leaves the random one most at its upper end: some
+# directions rise out of the noise. Outside the stem, the second half of the values sinks, but on
+# average keeps more than half of its random height. (Each matrix is divided by its own $\sigma$. So
+# what the top gains, the tail must lose.) Only the stem has really become low-rank. (With the
+# digits, whose images are simple, fewer values stand out, and in fewer layers. The tail hardly
+# sinks, and even the stem is only somewhat nearer to a low rank.)
 #
 # In *size*, something else happened. Every step of the training also makes the weights a little
 # smaller (**weight decay**). That has shrunk the kernels (with the digits only a little). Only the
@@ -719,6 +727,7 @@ print(f"stem {left[0]:.0%}, the others {min(left[1:]):.0%} to {max(left[1:]):.0%
 # still use it. [Chapter 05](05_factorizing.ipynb) cuts, and measures what is lost.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert of_full_rank == 20
 assert sum(clear["random"].values()) <= 1 and sum(clear["trained"].values()) >= 4
 assert max(float(S[0]) for S in spectra["random"].values()) < 1.06       # "end at 1"
@@ -846,14 +855,16 @@ for title, network in {"trained": trained, "random": untrained}.items():
 
 # %% [markdown]
 # **Explain.** The maps are more alike than their filters, and even random filters give maps that
-# are alike. So in the stem the image does it: images are smooth, and show only few of the patterns
-# that a kernel could see. (Behind the stem the network does more than the image: chapter 07.)
+# are alike. So in the stem the image does it: images are smooth, and show only a few of the
+# patterns that a kernel could see. (Behind the stem the network does more than the image: chapter
+# 07.)
 #
-# So the *outputs* of a layer may have nearly a low rank even if its *kernel* has not. **Low rank of
+# So the *outputs* of a layer may have nearly low rank even if its *kernel* has not. **Low rank of
 # the weights is one thing, low rank of what a network does with images is another.** [Chapter
 # 07](07_responses_not_weights.ipynb) measures all layers, and makes a method of it.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert nearest["trained"][1] > nearest["trained"][0] + 0.05 and nearest["trained"][1] > 0.6
 assert nearest["random"][1] > nearest["random"][0] + 0.2                 # "even random filters"
 areas = [seen[key].shape[1] * seen[key].shape[2] for key in steps]
@@ -871,7 +882,7 @@ assert torch.equal(maps, seen["stem"])
 #    evenly.
 # 4. Training pulls some directions above the noise edge and leaves a long tail. Only the stem is
 #    clearly low-rank (with the digits, not even the stem).
-# 5. What a layer gives out may have nearly a low rank even if its kernel has not.
+# 5. What a layer gives out may have nearly low rank even if its kernel has not.
 #
 # ## Check yourself
 #
@@ -882,6 +893,7 @@ assert torch.equal(maps, seen["stem"])
 # The kernel is 64 × 147, because 3 × 7 × 7 = 147. The output has 64 × 64 places, so the patches are
 # 147 × 4096.
 # </details>
+# <br>
 #
 # **2.** A 3 × 3 convolution has 256 input and 512 output channels. What are its full ranks in the
 # four layouts?
@@ -889,6 +901,7 @@ assert torch.equal(maps, seen["stem"])
 # <details><summary>Answer</summary>
 # Channel: 512 × 2304, so 512. Input: 256 × 4608, so 256. Spatial: 768 × 1536, so 768. Position: 9.
 # </details>
+# <br>
 #
 # **3.** A kernel has rank 8 in the channel layout, with 64 output channels. How many of the 64
 # feature maps are independent?
@@ -897,6 +910,7 @@ assert torch.equal(maps, seen["stem"])
 # At most 8. The output is a product with this matrix, and the rank of a product is at most that of
 # each factor. The 64 maps are mixtures of 8 maps, so the layer could compute 8 and mix them.
 # </details>
+# <br>
 #
 # **4.** A tool says that all 20 kernels of a network have full numerical rank. Is nothing to be
 # gained, then?
@@ -907,6 +921,7 @@ assert torch.equal(maps, seen["stem"])
 # </details>
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert F.unfold(torch.zeros(1, 3, 128, 128), 7, stride=2, padding=3).shape == (1, 147, 4096)
 quiz = torch.randn(512, 256, 3, 3)
 assert [min(lay(quiz).shape) for lay in layouts.values()] == [512, 256, 768, 9]

@@ -93,7 +93,8 @@ print(f"{name}, {size} px, images:", {key: len(images) for key, images in sets.i
 # %% [markdown]
 # Every convolution becomes a matrix with $O$ rows and $C k k$ columns. Take its SVD once. At rank
 # $r$ the channel form has $r\,(O + C k k)$ weights, and each is used at every place of the output:
-# that is its cost in MACs. Where that saves nothing, the layer stays dense.
+# that is its cost in MACs. Where that saves nothing, the layer stays dense. (The first convolution,
+# `conv1`, is called the **stem**.)
 
 # %%
 convs = {n: layer for n, layer in dense.named_modules() if isinstance(layer, nn.Conv2d)}
@@ -158,6 +159,7 @@ def divergence(network, key="judge"):                # KL in nats, one number an
 
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert len(convs) == 20 and all(conv.bias is None for conv in convs.values())
 assert 0.99 < total / count_macs(dense, example) < 1                  # the linear layer is tiny
 assert not set(sets["judge"].index) & set(sets["choose"].index)
@@ -267,10 +269,11 @@ print(f"rank 0 in {sum(r == 0 for r in found.values())} layers")
 # ## 4. The same limit for all
 #
 # **ALDS** (Liebenwein et al., 2021) looks at each layer's largest possible error: cut at rank $r$,
-# a kernel loses at most $\sigma_{r+1} / \sigma_1$ relative to its largest effect. The rule makes
-# the largest of all these errors as small as it can (*minimax*): all layers get the same limit
-# $\varepsilon$, and keep the singular values with $\sigma_i / \sigma_1 > \varepsilon$. (The
-# published method also splits a layer's channels into groups. That is left out.)
+# a kernel with the singular values $s_1 \ge s_2 \ge \dots$ loses at most $s_{r+1} / s_1$ relative
+# to its largest effect. The rule makes the largest of all these errors as small as it can
+# (*minimax*): all layers get the same limit $\varepsilon$, and keep the singular values with
+# $s_i / s_1 > \varepsilon$. (The published method also splits a layer's channels into groups. That
+# is left out.)
 
 # %%
 def scaled_evbmf(knob):                              # its ranks times a factor, 200 at most
@@ -377,6 +380,7 @@ plots.show(
 )
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 for rule in (uniform, by_energy, scaled_evbmf, alds):
     assert keep - 0.05 < macs(rule(fit(rule))) / total <= keep
     assert macs(rule(fit(rule) + 2**-29)) > budget                    # "the highest setting"
@@ -389,6 +393,9 @@ if name == "digits":                                                  # "the flo
     even = chosen["EVBMF, scaled"]
     assert sorted(found.values())[-3] == 0                            # of all but two, at most
     assert all(even[n] == min(full[n], max(even.values())) for n in full)
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 torch.manual_seed(0)                                                  # EVBMF finds a planted rank
 planted = torch.randn(60, 5).double() @ torch.randn(5, 200).double() * 3 + torch.randn(60, 200)
 assert evbmf(torch.linalg.svdvals(planted), 60, 200) == 5
@@ -457,9 +464,9 @@ for n in convs:
 square = [n for n in convs if convs[n].kernel_size == (3, 3)]
 at_half = {n: measured[n][round(full[n] / 2)] for n in square}
 order = sorted(square, key=at_half.get)
-for n in (order[-1], order[len(order) // 2], order[0]):
+for hurts, n in {"most": order[-1], "middle": order[len(order) // 2], "least": order[0]}.items():
     error = relative[n][round(full[n] / 2)]
-    print(f"{n:15} at half its rank: squared relative error {error:.2f}, KL {at_half[n]:.1e} nats")
+    print(f"{hurts:6} {n:15} at half its rank: squared error {error:.2f}, KL {at_half[n]:.1e} nats")
 print(f"squared errors of all 3 × 3 layers: {min(relative[n][full[n] // 2] for n in square):.2f} "
       f"to {max(relative[n][full[n] // 2] for n in square):.2f}")
 print(f"largest KL / smallest KL: {at_half[order[-1]] / max(1e-6, at_half[order[0]]):,.0f}")
@@ -570,9 +577,9 @@ factor = true / np.array([nats[n][r] for n, r in tried])
 weak = (true > 1e-4) & (true < 0.01)                 # small cuts, large enough to measure
 ratio = np.median(factor[weak])
 print(f"small cuts (KL under 0.01): measured / predicted = {ratio:.1f}, median of {weak.sum()}")
-by_stage = {i: np.median(factor[weak & (stage == i)]) for i in sorted(set(stage[weak]))}
-for i, value in by_stage.items():
-    print(f"  {f'layer{i}' if i else 'stem':7}{value:5.1f}")
+by_stage = {i: factor[weak & (stage == i)] for i in sorted(set(stage[weak]))}
+for i, values in by_stage.items():
+    print(f"  {f'layer{i}' if i else 'stem':7}{np.median(values):5.1f}, median of {len(values)}")
 
 # %% [markdown]
 # **Explain.** The prediction is too low, even for small cuts, and on the photographs most in the
@@ -588,6 +595,7 @@ for i, value in by_stage.items():
 # prediction is good enough for that, the next section tests.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert math.isclose(in_nats(svd[probe][0], G, torch.eye(len(G)).double())[0], G.trace() / 2,
                     rel_tol=1e-6)
 mean, covariance = moments[probe]                                     # against the definition
@@ -602,7 +610,7 @@ assert 75 <= len(tried) < 80
 assert ratio > 1                                                       # "too low"
 if name == "imagenette":
     assert follows["predicted KL (nats)"] > follows["squared relative error"] + 0.05
-    assert quick or by_stage[1] > 2 * by_stage[4]                      # "most in the first layers"
+    assert quick or np.median(by_stage[1]) > 2 * np.median(by_stage[4])  # "most in the first"
 
 # %% [markdown]
 # ## 9. Seven rules, one budget
@@ -649,8 +657,12 @@ plots.show(figure, "Ranks of 20 convolutions under one budget, one row a rule, p
            f"nats ({order[0]}) to {kl[order[-1]].mean():.2f} ({order[-1]}).")
 
 # %% [markdown]
-# A pale bar is a layer that stays dense. Look at the first column, the **stem** (`conv1`, the first
-# convolution): on the photographs, three of the rules keep little of it.
+# **Explain.** On the photographs both new goals bring the network nearer to the dense one than the
+# equal share does, on clearly more than half of the images. The prediction in nats has the lowest
+# KL of all seven, and no cut had to be tried for it.
+#
+# A pale bar is a layer that stays dense. Look at the first column, the stem: on the photographs,
+# three of the rules keep little of it.
 #
 # **Predict.** Give these three the stem of "price, nats", and change nothing else. How much of the
 # KL goes?
@@ -678,26 +690,31 @@ for key in ("energy", "ALDS", "price, relative"):
 # that you used for neither.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert all(0.7 * keep < macs(of) / total <= keep for of in chosen.values()) and len(chosen) == 7
 if name == "digits":
     nearer, n, p = compare("price, relative", "uniform")
     assert nearer < n / 3 and p < 0.05                                # "far behind"
+by = {key: float(kl[key].mean()) for key in chosen}
 if name == "imagenette":
-    by = {key: float(kl[key].mean()) for key in chosen}
     last = [sum(cost[n][r] for n, r in chosen[key].items() if n < "layer3" or n == "conv1")
             for key in ("energy", "price, nats", "EVBMF, scaled")]
     assert by["price, nats"] < min(by[key] for key in by if "price" not in key or "rel" in key)
-    if not quick:
-        nearer, n, p = compare("energy", "uniform")
-        assert nearer < n / 3 and p < 0.05                            # "much worse"
-        for key in ("EVBMF, scaled", "ALDS", "price, relative"):
-            assert compare(key, "uniform")[2] > 0.05                  # "about as many"
-        for key in ("uniform", "price, relative", "energy", "ALDS", "EVBMF, scaled"):
-            nearer, n, p = compare("price, nats", key)
-            assert nearer > n / 2 and p < 0.05
-        assert min(last[1:]) > last[0]                                # "on the stem and the first"
-        assert max(chosen[key]["conv1"] for key in mended) < chosen["uniform"]["conv1"]
-        assert all(mended[key] < kl[key].mean() for key in mended)    # "had cost"
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+if name == "imagenette" and not quick:
+    nearer, n, p = compare("energy", "uniform")
+    assert nearer < n / 3 and p < 0.05                            # "much worse"
+    for key in ("EVBMF, scaled", "ALDS", "price, relative"):
+        assert compare(key, "uniform")[2] > 0.05                  # "about as many"
+    for key in ("uniform", "price, relative", "energy", "ALDS", "EVBMF, scaled"):
+        nearer, n, p = compare("price, nats", key)
+        assert nearer > n / 2 and p < 0.05
+    assert min(last[1:]) > last[0]                                # "on the stem and the first"
+    assert max(chosen[key]["conv1"] for key in mended) < chosen["uniform"]["conv1"]
+    assert all(mended[key] < kl[key].mean() for key in mended)    # "had cost"
+    assert compare("price, measured", "uniform")[2] < 0.05 and by["price, nats"] == min(by.values())
 
 # %% [markdown]
 # ## 10. Multiples of eight
@@ -761,6 +778,7 @@ print(f"compress: {count_macs(packaged, example) / count_macs(dense, example):.0
 # parameters, or milliseconds measured for each layer ([chapter 10](10_does_it_run_faster.ipynb)).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert round(100 * 0.05**0.5) == 22
 prices = [e + 0.1 * c for e, c in ((0.30, 1), (0.18, 2), (0.12, 3))]
 assert np.argmin(prices) == 1 and np.allclose(prices, [0.40, 0.38, 0.42])
@@ -820,6 +838,7 @@ if path.exists():
 # the ranks: the directions, in some layers the form, and a refit (chapter 07).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 if path.exists():
     rules = [rule for rule in recorded if rule != "energy"]
     full_rows = [b for b in budgets if all(b in found for found in recorded.values())]
@@ -911,8 +930,8 @@ if path.exists():
 # ## References
 #
 # - S. Nakajima, M. Sugiyama, S. D. Babacan and R. Tomioka, *Global analytic solution of
-#   fully-observed variational Bayesian matrix factorization*, Journal of Machine Learning Research,
-#   2013. (EVBMF)
+#   fully-observed variational Bayesian matrix factorization*, Journal of Machine Learning
+#   Research, 2013. (EVBMF)
 # - Y.-D. Kim, E. Park, S. Yoo, T. Choi, L. Yang and D. Shin, *Compression of deep convolutional
 #   neural networks for fast and low power mobile applications*, ICLR 2016. (EVBMF for ranks)
 # - L. Liebenwein, A. Maalouf, O. Gal, D. Feldman and D. Rus, *Compressing neural networks: towards

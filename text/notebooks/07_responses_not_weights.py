@@ -323,6 +323,7 @@ print(f"the batch norm multiplies by {d.min():.3f} to {d.max():.3f}")
 # $D$ is nearly a multiple of the identity, and the cut nearly that by responses.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert same and len(convs) == 20 and A.shape == (9 * conv.in_channels,) * 2
 assert median["responses"] < 0.6 * median["weights"] and median["weights"] > 60
 assert all(a < b for a, b in zip(need["responses"], need["weights"], strict=True)) or quick
@@ -474,6 +475,7 @@ for key, build in ways_to_cut(probe, quarter).items():
 # the second order is rough as well. One layer does not decide; section 7 compares whole networks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert agree and alike(ours(noise), package(noise))
 best_at = [min(one_layer, key=lambda key: one_layer[key][i]) for i in range(3)]
 assert not any("weights" in key for key in best_at)                   # "best at none"
@@ -672,6 +674,7 @@ for key, network in healthy.items():
 # finds $B = I$, and changes nothing.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 assert len(set(costs.values())) == 1 and 10 * each == len(chosen)
 assert 0.2 < kept < 0.75 or share not in (0.3, 0.6)
 assert after < before or quick
@@ -739,10 +742,11 @@ plots.show(figure, "Nine networks at equal MACs, from the largest KL to the smal
 # **Explain.** Same ranks, same cost, no training. What differs: the directions, whether the mean is
 # kept (by all but *weights*), and the mend. All networks see the same images. So the table counts
 # on how many of them a network comes nearer to the dense answers than the one above it (the sign
-# test, chapter 06). Where the p-value is above 0.05, say "the same". And look at the count itself:
-# fewer than half means that the line is *farther* from the dense answers on most images, although
-# its mean is smaller. A few images with a very large KL rule a mean (chapter 06). Where mean and
-# count disagree, report both.
+# test, chapter 06). Where the p-value is above 0.05, say "the same", for short: these images show
+# no difference, which does not prove that there is none. And look at the count itself: fewer than
+# half means that the line is *farther* from the dense answers on most images, although its mean is
+# smaller. A few images with a very large KL rule a mean (chapter 06). Where mean and count
+# disagree, report both.
 #
 # On the photographs the cut by weights loses most. Compare it with *weights, mean kept*: that step
 # is the mean alone, a part of what recalibration mends. (On the digits both networks may be far
@@ -785,6 +789,7 @@ print(f"compress: {count_macs(best, example) / count_macs(dense, example):.0%} o
 # 06).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 by = {key: float(values.mean()) for key, values in kl.items()}
 assert by["two-sided"] < by["weights"]
 assert max(by, key=by.get).startswith("weights") or quick
@@ -795,6 +800,7 @@ if name == "imagenette" and not quick:
 assert count_macs(best, example) <= kept * count_macs(dense, example)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 if not quick or name == "digits":
     pairs = [("responses", "weights"), ("weights, recal.", "weights"), ("two-sided", "responses"),
              ("refitted", "two-sided"), ("compress", "refitted"),
@@ -869,6 +875,7 @@ if path.exists():
 # What training adds on top, [chapter 08](08_retraining.ipynb) asks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 if path.exists():
     full_rows = [b for b in budgets if all(b in found for found in recorded.values())]
     ranges = [np.ptp([found[b] for found in recorded.values()]) for b in full_rows]
@@ -884,9 +891,8 @@ if path.exists():
     assert all((c > 0) == (b <= 0.3) for b, c in change.items() if b <= 0.4)    # "30 % and below"
     last = [recorded[key][full_rows[-1]] for key in ("weights", "PCA", "before refit", "compress")]
     assert last == sorted(last)                                           # "before"
-    pairs = [("PCA, recalibrated", "uniform, recalibrated"), ("auto", "auto, not refitted"),
-             ("auto", "PCA, recalibrated")]
-    for pair in pairs:
+    others = {"PCA, recalibrated": "uniform, recalibrated", "auto": "auto, not refitted"}
+    for pair in [*others.items(), ("auto", "PCA, recalibrated")]:
         one, other = (frontier.right_answers(record, key, full_rows[-1]) for key in pair)
         assert frontier.mcnemar(one, other) < 0.05, pair
 

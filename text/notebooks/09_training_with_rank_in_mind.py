@@ -699,7 +699,7 @@ from scipy.stats import ttest_rel
 def compare(a, b):                                   # accuracies of two ways, seed by seed
     p = ttest_rel(a, b).pvalue if len(a) > 1 else 1.0
     verdict = "the same" if p > 0.05 else "higher" if np.mean(a) > np.mean(b) else "lower"
-    value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    value = "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}"
     return f"{np.mean(a):.1f} % against {np.mean(b):.1f} %, {value}: {verdict}"
 
 
@@ -715,7 +715,7 @@ for rank in (4, 6):
         ((prepared, "responses"), (prepared, "weights")),
     ):
         values = compare(after[*a, rank], after[*b, rank])
-        print(f"  {' by '.join(a)}\n    against {' by '.join(b)}: {values}")
+        print(f"  {', cut by '.join(a)}\n    against {', cut by '.join(b)}: {values}")
 
 # %% [markdown]
 # **Explain.**
@@ -723,10 +723,11 @@ for rank in (4, 6):
 # - Preparation helps. At rank 6, cut by weights, the network with decayed factors keeps far more
 #   than the plain one.
 # - The control helps, too. At rank 4, cutting by responses lifts the plain network by many points,
-#   without any preparation. *Alone*, it is worth at least as much there as the preparation. (At
-#   rank 6 the preparation alone is a few points ahead.)
-# - Both together have the highest mean of these four. At rank 4 it is ahead of either alone. The
-#   test need not tell it from the preparation alone: read the verdict. (They do not simply add up:
+#   without any preparation. *Alone*, its mean there is about that of the preparation; the
+#   test says whether it can tell them apart. (At rank 6 the mean of the preparation alone is a few
+#   points higher.)
+# - Both together have the highest mean of these four at rank 4. The test tells it from the control
+#   alone; from the preparation alone it need not: read the verdict. (They do not simply add up:
 #   part of what they win is the same.)
 # - A low effective rank is not enough. The SVD way has the lowest of all. Yet at rank 4, cut by
 #   weights, it is no better than plain. Nor does the energy warn you: at rank 4 it holds about as
@@ -757,6 +758,7 @@ def ahead(a, b, rank):
 
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 ahead((prepared, "weights"), (control, "weights"), 6)
 ahead((control, "responses"), (control, "weights"), 4)
 ahead((prepared, "responses"), (control, "responses"), 4)
@@ -770,6 +772,7 @@ if not quick:
     assert gain((control, "responses"), (control, "weights"), 4) > 5     # "many points"
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 svd = "SVD, orthogonality"
 if not quick:
     assert ends[svd][0] == min(rank for rank, _ in ends.values())
@@ -839,7 +842,8 @@ for key in scores:
 # setting does not show it".
 #
 # **Predict.** Now fine-tune what you cut. Right after the cut the networks were far apart. How far
-# will they be at the end? And where do the thin factors stand, which nobody cut?
+# will they be at the end? And where do the thin factors stand, which nobody cut? (In the picture they
+# are those of *spectral, Frobenius decay*.)
 
 # %%
 CUT = [("plain", "weights"), ("plain", "responses"), (prepared, "weights"), (prepared, "responses")]
@@ -864,7 +868,7 @@ axes.scatter([], [], s=70, marker="s", color=plots.COLOURS[1], label="right afte
 axes.scatter([], [], s=70, color=plots.COLOURS[0], label="after all epochs")
 axes.set(yticks=range(len(shown)), yticklabels=shown, ylim=(len(shown) - 0.5, -0.5))
 axes.set_xlabel("top-1 on held-out images (%), one dot a seed")
-axes.legend(loc="lower left")
+figure.legend(loc="outside upper center", ncols=2)
 plots.show(
     figure,
     "Five rows of dots. Right after the cut the rows lie far apart: "
@@ -1015,8 +1019,8 @@ for key in ["plain, uncut", *(f"{way}, cut by {by}" for way, by in CUT), both]:
 #   neural networks via singular vector orthogonality regularization and singular value
 #   sparsification*, CVPR Workshops, 2020.
 # - N. Srebro and A. Shraibman, *Rank, trace-norm and max-norm*, COLT, 2005.
-# - O. Roy and M. Vetterli, *The effective rank: a measure of effective dimensionality*, EUSIPCO,
-#   2007.
+# - O. Roy and M. Vetterli, *The effective rank: a measure of effective dimensionality*,
+#   EUSIPCO, 2007.
 # - P. O. Hoyer, *Non-negative matrix factorization with sparseness constraints*, Journal of Machine
 #   Learning Research, 2004.
 # - H. Yang, W. Wen and H. Li, *DeepHoyer: learning sparser neural network with differentiable

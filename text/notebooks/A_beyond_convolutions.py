@@ -42,6 +42,7 @@ import math
 import os
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -478,9 +479,9 @@ def with_updates(network, rank):
 # %% [markdown]
 # `parametrize` calls `forward` whenever the layer asks for its weight. Kernels are laid out as
 # matrices, with one row for each output channel. The batch norms stay in `eval()` mode. The peak
-# rates below were tried out on held-out images: one for all ranks, and one for each other way.
-# (Libraries multiply $BA$ by a fixed $\alpha / r$, which acts much like another learning rate. It
-# is 1 here.)
+# learning rates below were tried out on held-out images: one for all ranks, and one for each other
+# way. (Libraries multiply $BA$ by a fixed $\alpha / r$, which acts much like another learning rate.
+# It is 1 here.)
 #
 # **Predict.** The network has 700,000 parameters. How many must you train to come close to training
 # all of them?
@@ -534,14 +535,17 @@ after = {r: cut_update(network, tuned["all weights"], r) for r in (1, 2, 4, 8, 1
 cut_reached = {r: evaluate(model, [judge]) for r, model in after.items()}
 
 # %%
-plots.curves(
-    {
-        "trained at this rank": (ranks, [reached[f"rank {r}"] for r in ranks]),
-        "trained in full, then cut": (list(after), list(cut_reached.values())),
-    },
-    levels={"all weights trained": reached["all weights"]},
-    xlabel="rank of the update",
-    ylabel="top-1 on turned digits (%)",
+figure = Figure()
+axes = figure.subplots()
+axes.plot(ranks, [reached[f"rank {r}"] for r in ranks], "o-", label="trained at this rank")
+axes.plot(list(after), list(cut_reached.values()), "s-", label="trained in full, then cut")
+axes.axhline(reached["all weights"], color=plots.GREY, ls=":", lw=1.5, label="all weights trained")
+axes.set_xscale("log", base=2)
+axes.set_xticks(list(after), map(str, after))
+axes.set(xlabel="rank of the update", ylabel="top-1 on turned digits (%)")
+axes.legend(loc="lower right")
+plots.show(
+    figure,
     alt="Accuracy against the rank of the update. Trained at rank 1 it is "
     f"{reached['rank 1']:.0f} %. The full update, cut to rank 1, gives {cut_reached[1]:.0f} %, at "
     f"rank 8 {cut_reached[8]:.0f} %, at rank 16 {cut_reached[16]:.0f} %.",
@@ -637,9 +641,9 @@ print(f"of I + W: {linalg.numerical_rank(identity + update)}")
 # This is one reason why $f$ can be cut, and $BA$ can be thin.
 #
 # **Where there is little to save.** A depthwise convolution has one small filter for each channel,
-# so there is hardly anything to split. A square linear layer gains nothing above half of its rank.
-# A table of word vectors is looked up, not multiplied: two factors make its file smaller, but each
-# look-up needs more work.
+# so there is hardly anything to split. A square linear layer saves nothing from half of its full
+# rank on. A table of word vectors is looked up, not multiplied: two factors make its file smaller,
+# but each look-up needs more work.
 #
 # Whether a layer can be cut depends on its weights *and* its data. Measure it: section 2 takes seconds.
 
@@ -703,6 +707,9 @@ assert torch.isfinite(response_pca(torch.ones(2, 2).double(), dead, 1)).all()
 # %% [markdown]
 # ## Now you
 #
+# (A hidden test may stop the run: the text was written for the old numbers. Go on below it, with
+# "Run Selected Cell and All Below".)
+#
 # Turn the digits upside down, or make them negatives. Which rank do you need? Then try another set of
 # layers: updates in the last two stages only, or in the $1 \times 1$ convolutions.
 #
@@ -716,8 +723,8 @@ assert torch.isfinite(response_pca(torch.ones(2, 2).double(), dead, 1)).all()
 #   Polosukhin, *Attention is all you need*, NIPS, 2017.
 # - A. Dosovitskiy et al., *An image is worth 16x16 words: transformers for image recognition at scale*,
 #   ICLR, 2021. (the vision transformer)
-# - H. Yu and J. Wu, *Compressing transformers: features are low-rank, but weights are not!*, AAAI,
-#   2023.
+# - H. Yu and J. Wu, *Compressing transformers: features are low-rank, but weights are not!*,
+#   AAAI, 2023.
 # - X. Zhang, J. Zou, K. He and J. Sun, *Accelerating very deep convolutional networks for
 #   classification and detection*, IEEE TPAMI, 2016. (response PCA)
 # - Z. Yuan, Y. Shang, Y. Song, Q. Wu, Y. Yan and G. Sun, *ASVD: activation-aware singular value
