@@ -96,6 +96,16 @@ def test_twin_is_the_same_notebook(path):
 
 
 @every
+def test_markdown_shows_as_it_was_meant(path):
+    text = prose(path)
+    broken = re.search(r"^ +\d+\. .*", text, re.M)  # a year at the start of a line begins a list
+    assert not broken, broken[0]
+    for fold in re.findall(r"<summary>.*?</details>", text, re.S):
+        if "</summary>\n\n" not in fold:  # without an empty line it is plain HTML
+            assert not re.search(r"\]\(|[`*]", re.sub(r"<code>.*?</code>", "", fold)), fold
+
+
+@every
 def test_small_enough_for_a_web_page(path):
     assert path.stat().st_size < 600_000
 
