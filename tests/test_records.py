@@ -97,6 +97,18 @@ def test_the_fast_network_keeps_its_promise():
     assert told in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_time_of_the_recipe_is_told_as_it_is():
+    path = ROOT / "results" / "same_time.json"
+    jobs = json.loads(path.read_text(encoding="utf-8"))["jobs"]
+    dense, whole = jobs["dense"], jobs["whole"]
+    assert whole["seconds"]["all"] < whole["seconds"]["recipe"]
+    assert dense["machine"] == whole["machine"] == jobs["pace"]["machine"]
+    assert whole["parameters"] < 0.105 * dense["parameters"]  # "a tenth"
+    ends = [f"{job['accuracy']['val']:.1f} %" for job in (whole, dense)]
+    told = f"ends at {ends[0]} with a tenth of the parameters; its dense network has {ends[1]}"
+    assert told in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_controls_are_told_as_they_are():
     jobs = {
         name: json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))["jobs"]
