@@ -293,10 +293,10 @@ plots.spectrum(
 )
 
 # %% [markdown]
-# **Explain.** It changes completely. One piece still carries the average brightness; the rest is
-# noise, in which no piece stands out. Low rank is not a property of the numbers, but of their
-# places. In the portrait every row is nearly a mixture of the same few patterns; shuffling destroys
-# them.
+# **Explain.** It changes completely (the dotted line marks 90 %). One piece still carries the
+# average brightness; the rest is noise, in which no piece stands out. Low rank is not a property of
+# the numbers, but of their places. In the portrait every row is nearly a mixture of the same few
+# patterns; shuffling destroys them.
 #
 # This will matter for networks. The weights at the start of training are random, like the shuffled
 # pixels. Does training make them like the portrait?
@@ -379,6 +379,7 @@ plots.curves(
 # weights are 1, and the others 0. At least $s_{r+1}^2 + s_{r+2}^2 + \dots$ is then missing: the
 # squared error of the truncated SVD.
 # </details>
+# <br>
 #
 # "Closer" means a smaller sum of squared differences, in which every number counts the same. If
 # some numbers matter more than others, another copy may serve you better. [Chapter
