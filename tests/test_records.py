@@ -114,7 +114,8 @@ def test_the_controls_are_told_as_they_are():
         name: json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))["jobs"]
         for name in ("controls", "compressed")
     }
-    dense, narrow = (jobs["controls"][f"{kind}, seed 0"] for kind in ("dense", "narrow"))
+    kinds = ("dense", "narrow", "scratch")
+    dense, narrow, scratch = (jobs["controls"][f"{kind}, seed 0"] for kind in kinds)
     three = [jobs["compressed"][f"tuned, seed {seed}"] for seed in range(3)]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(mcnemar(right(job), right(narrow)) < 0.05 for job in three)
@@ -124,6 +125,10 @@ def test_the_controls_are_told_as_they_are():
     ms = jobs["controls"]["times"]["latency_ms"]["1"]
     assert 0.4 < ms["narrow"] / ms["compressed"] < 0.6  # "about half of the time"
     assert f"ends at {narrow['accuracy']['val']:.1f} %, behind each of the three" in readme
+    assert all(scratch["accuracy"]["val"] >= job["accuracy"]["val"] for job in three)
+    assert scratch["macs"] == three[0]["macs"] and scratch["parameters"] <= three[0]["parameters"]
+    assert (len(three[0]["log"]), len(scratch["log"])) == (16, 136)
+    assert f"end at {scratch['accuracy']['val']:.1f} %, no lower than any of the three" in readme
     ahead = [job for job in three if mcnemar(right(job), right(dense)) < 0.05]
     assert len(ahead) == 1
     points = dense["accuracy"]["val"] - ahead[0]["accuracy"]["val"]
