@@ -29,7 +29,7 @@
 # **You need:** truncated SVD and energy ([chapter 02](02_svd.ipynb)), and the channel form of a
 # convolution ([chapter 05](05_factorizing.ipynb)).
 #
-# **Time:** 30 minutes to read, under 2 minutes to run.
+# **Time:** 40 minutes to read, about 1 minute to run.
 
 # %%
 import importlib.util

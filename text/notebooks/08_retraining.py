@@ -929,6 +929,10 @@ if controls:
     assert precisions == [False, False, False, True, True, True]
     assert shape["macs"] == first["macs"] and len(shape["log"]) == 120 + 16
     assert abs(shape["parameters"] / first["parameters"] - 1) < 0.002
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+if controls:
     assert round(shape["accuracy"]["val"] - narrow["accuracy"]["val"]) == 2    # "two points"
     assert mcnemar(answers_of(narrow), answers_of(shape))[2] < 1e-4
     tried = [*runs.values(), shape]
@@ -1136,6 +1140,9 @@ assert 0.5 < slopes[16] / slopes[4] < 2                       # "about the same 
 assert slopes[16] / 256 < 0.2 * slopes[4] / 16                # "falls steeply"
 if name == "imagenette" and not quick:
     assert len(data.make_loader(few, 32, size, augment=True)) == 3
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 if short:
     lead, spread = helped
     assert 0 < lead.mean() < spread and lead.mean() + 2 * spread > 1      # "a gain of a point"
