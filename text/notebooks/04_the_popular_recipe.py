@@ -873,8 +873,9 @@ if (file := Path("../results/same_time.json")).exists():
     print(f"the recipe would take {spent['recipe']:.1f} minutes; this way took {spent['all']:.1f}:")
     print(f"  dense    {spent['dense']:5.1f} minutes, {len(uncut['log'])} epochs: "
           f"{uncut['accuracy']['val']:.1f} %")
-    parts = [f"{thin[cost] / uncut[cost]:.0%} of the {cost}" for cost in ("parameters", "macs")]
-    print(f"  compress {spent['compress']:5.1f} minutes: {', '.join(parts)}")
+    parts = {cost: f"{thin[cost] / uncut[cost]:.0%}" for cost in ("parameters", "macs")}
+    print(f"  compress {spent['compress']:5.1f} minutes: {parts['parameters']} of the parameters, "
+          f"{parts['macs']} of the MACs")
     print(f"  tune     {spent['tune']:5.1f} minutes, {len(thin['log'])} epochs: "
           f"{thin['accuracy']['val']:.1f} %")
     for precision, seconds in pace["seconds"].items():

@@ -723,9 +723,9 @@ for rank in (4, 6):
 # - Preparation helps. At rank 6, cut by weights, the network with decayed factors keeps far more
 #   than the plain one.
 # - The control helps, too. At rank 4, cutting by responses lifts the plain network by many points,
-#   without any preparation. *Alone*, its mean there is about that of the preparation; the
-#   test says whether it can tell them apart. (At rank 6 the mean of the preparation alone is a few
-#   points higher.)
+#   without any preparation. *Alone*, its mean there is as high as that of the
+#   preparation alone, or higher. Whether the test shows it changes with the processor: read the third
+#   line. (At rank 6 the preparation alone has the higher mean, by a few points.)
 # - Both together have the highest mean of these four at rank 4. The test tells it from the control
 #   alone; from the preparation alone it need not: read the verdict. (They do not simply add up:
 #   part of what they win is the same.)
@@ -767,7 +767,7 @@ spread = {by: np.ptp([np.mean(after[way, by, 4]) for way in WAYS]) for by in BY}
 assert spread["responses"] < spread["weights"]                           # "closer together"
 if not quick:
     alone = (prepared, "weights"), (control, "responses")
-    assert gain(*alone, 4) < 1 and gain(*alone, 6) > 0                   # "at least as much"
+    assert gain(*alone, 4) < 1 and gain(*alone, 6) > 0                   # "as high"
     assert gain((prepared, "weights"), (control, "weights"), 6) > 5      # "far more"
     assert gain((control, "responses"), (control, "weights"), 4) > 5     # "many points"
 
