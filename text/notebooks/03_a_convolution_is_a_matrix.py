@@ -552,9 +552,9 @@ def compare(rank):
 _ = interact(compare, rank=IntSlider(full // 5, 1, full, continuous_update=False))
 
 # %% [markdown]
-# **Explain.** At rank 1 there is one pattern and its negative. Five are not enough yet; about a
-# dozen bring back most of what one sees. The many after those sharpen some edges, and add much that
-# looks like noise, as with the cloth in chapter 01.
+# **Explain.** At rank 1 there is one pattern and its negative. On Imagenette five are not
+# enough yet; a dozen bring back most of what one sees. The many after those sharpen some edges, and
+# add much that looks like noise, as with the cloth in chapter 01.
 #
 # So on Imagenette the stem is nearly a matrix of low rank. (With the digits it has 16 filters only,
 # and three patterns do not yet bring them back.) Are the other 19 convolutions, too?
@@ -566,6 +566,8 @@ cosines = F.normalize(first, dim=1) @ F.normalize(first, dim=1)[0]
 assert torch.allclose(cosines.abs(), torch.ones(len(M)), atol=1e-3)      # "and its negative"
 S_stem = torch.linalg.svdvals(M)
 S_random = torch.linalg.svdvals(layers.channel_matrix(untrained.conv1.weight))
+if full == 64:                                                           # that for photographs
+    assert linalg.energy(S_stem)[4] < 0.5 < 0.8 < linalg.energy(S_stem)[11]    # "five", "a dozen"
 assert linalg.energy(S_stem)[full // 5] > linalg.energy(S_random)[full // 5] + 0.15
 assert linalg.rank_for_energy(S_stem, 0.9) < 0.85 * linalg.rank_for_energy(S_random, 0.9)
 

@@ -723,11 +723,11 @@ for rank in (4, 6):
 # - Preparation helps. At rank 6, cut by weights, the network with decayed factors keeps far more
 #   than the plain one.
 # - The control helps, too. At rank 4, cutting by responses lifts the plain network by many points,
-#   without any preparation. *Alone*, its mean there is as high as that of the
-#   preparation alone, or higher. Whether the test shows it changes with the processor: read the third
-#   line. (At rank 6 the preparation alone has the higher mean, by a few points.)
-# - Both together have the highest mean of these four at rank 4. The test tells it from the control
-#   alone; from the preparation alone it need not: read the verdict. (They do not simply add up:
+#   without any preparation. *Alone*, its mean there is as high as that of the preparation
+#   alone, or higher. Whether the test shows it changes with the processor: read the third line. (At
+#   rank 6 the preparation alone has the higher mean, by a few points.)
+# - Both together have the highest mean of these four at rank 4. Whether the test tells it from
+#   either alone, the last two lines of that rank say. (They do not simply add up:
 #   part of what they win is the same.)
 # - A low effective rank is not enough. The SVD way has the lowest of all. Yet at rank 4, cut by
 #   weights, it is no better than plain. Nor does the energy warn you: at rank 4 it holds about as
