@@ -339,8 +339,8 @@ def int8(model: nn.Module, example: Tensor, batches: responses.Batches) -> nn.Mo
 
 
 def graded_int8(b: Bench, model: nn.Module) -> dict[str, Any]:
-    """Accuracy in int8, and the size of the file in MB."""
+    """Accuracy in int8 and, before that, in `float32`; the sizes of both files in MB."""
     small, content = int8(model, b.example, b.calibration), io.BytesIO()
     torch.save(small.state_dict(), content)
     size = {"file_mb": len(content.getvalue()) / 1e6, "float32_mb": file_mb(model)}
-    return {**size, **graded(b, small)}
+    return {**size, "float32": judged(b, model), **graded(b, small)}

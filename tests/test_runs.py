@@ -394,6 +394,7 @@ def test_an_ablation(few, tiny, key):
     assert found["accuracy"].keys() == {"holdout", "val"}
     if key == "int8":
         assert 0 < found["file_mb"] < 0.5 * found["float32_mb"] < 1
+        assert found["float32"]["accuracy"].keys() == {"holdout", "val"}
         return
     limit = SETTINGS["ablations"]["budget"] * count_macs(tiny.dense, tiny.example)
     assert found["macs"] <= limit and len(found.get("log", [1])) == 1

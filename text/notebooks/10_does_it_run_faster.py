@@ -831,6 +831,40 @@ for key, job in trained.items():
 # epochs, so this is no lead, even where the figure is higher (chapter 08 has the control). And the
 # speed belongs to the machine that it was measured on. On another one, `compress` may choose
 # another plan.
+#
+# ### The rival: eight bits
+#
+# Low rank makes fewer numbers. **Quantisation** makes each number smaller. In *int8* a weight is a
+# whole number from -128 to 127, times a scale that a whole channel shares. The activations are
+# rounded in the same way. Their scales come from a few images that run through the network. Nothing
+# is trained.
+#
+# The recorded ablations (`python benchmarks/runs.py ablations`) did that to two networks, with
+# PyTorch's own tools (`int8` in `benchmarks/ablations.py`): to the dense network, and to one that
+# `compress` cut to 15 % of the MACs and that then got three epochs of fine-tuning. All times are of
+# folded networks.
+#
+# **Predict.** Which is faster, the dense network in int8 or the cut one in float32? Which of the
+# two loses more accuracy? And do both gains multiply?
+
+# %%
+eight, PAIRS = {}, {"dense": "dense, int8", "ours": "int8"}
+if (path := Path("../results/ablations.json")).exists():
+    eight = json.loads(path.read_text())["jobs"]
+ms_of = eight["times"]["latency_ms"] if eight else {}
+for name, key in PAIRS.items() if eight else ():
+    job = eight[key]
+    for kind, size, found in (("", job["float32_mb"], job["float32"]),
+                              (", int8", job["file_mb"], job)):
+        print(f"{name + kind:12} {size:5.1f} MB, {found['accuracy']['val']:.2f} %", end="")
+        for count, ms in ms_of.items():
+            share = ms[name + kind] / ms["dense"]
+            print(f"; batch {count}: {ms[name + kind]:4.1f} ms, {share:4.0%}", end="")
+        print()
+    print(f"   p-value of the rounding: {mcnemar(answers_of(job['float32']), answers_of(job)):.2f}")
+
+# %% [markdown]
+# **Explain.** XXX
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
