@@ -129,12 +129,20 @@ def test_the_controls_are_told_as_they_are():
     assert scratch["macs"] == three[0]["macs"] and scratch["parameters"] <= three[0]["parameters"]
     assert (len(three[0]["log"]), len(scratch["log"])) == (16, 136)
     assert f"end at {scratch['accuracy']['val']:.1f} %, no lower than any of the three" in readme
-    ahead = [job for job in three if mcnemar(right(job), right(dense)) < 0.05]
-    assert len(ahead) == 1
-    points = dense["accuracy"]["val"] - ahead[0]["accuracy"]["val"]
-    ends = f"ends at {dense['accuracy']['val']:.1f} %"
-    told = f"{ends}, ahead of one of the three by {points:.1f} points"
-    assert told in readme
+    both = [dense, jobs["controls"]["dense, rate 0.03"]]
+    points = []
+    for job in both:
+        ahead = [other for other in three if mcnemar(right(other), right(job)) < 0.05]
+        assert ahead == three[:1]
+        points.append(f"{job['accuracy']['val'] - three[0]['accuracy']['val']:.1f}")
+    ends = [f"{job['accuracy']['val']:.1f} %" for job in both]
+    mean = sum(job["accuracy"]["val"] for job in three) / 3
+    for told in (
+        f"it ends at {ends[0]}, or at {ends[1]} with a higher learning rate",
+        f"The three end at {mean:.1f} % in the mean",
+        f"by {points[0]} and by {points[1]} points",
+    ):
+        assert told in readme
 
 
 def test_compressing_is_quick_and_needs_little_memory():

@@ -803,20 +803,34 @@ ahead = {way: beside_ours(way) for way in ("weights", "not refitted") if short}
 # **Predict.** Draw the accuracy against the number of epochs: 0, 1, 3, 8.
 
 # %%
-LENGTHS = {0: "ours, recalibrated", 1: "ours, 1 epochs", 3: "ours, seed 0", 8: "ours, 8 epochs"}
-steps, last = {}, None
-for epochs, key in LENGTHS.items() if short else ():
-    steps[epochs] = (short[key]["accuracy"]["val"], 1.0)
-    print(f"{epochs} epochs: {short[key]['accuracy']['val']:.1f} %", end="")
-    if last is not None:
-        lost, won, p = mcnemar(answers_of(last), answers_of(short[key]))
-        steps[epochs] = (short[key]["accuracy"]["val"], p)
-        print(f"; beside the row above: {won} won, {lost} lost, p-value {p:.2g}", end="")
+LENGTHS = {"ours, recalibrated": "0 epochs", "ours, 1 epochs": "1 epoch",
+           "ours, seed 0": "3 epochs", "ours, 8 epochs": "8 epochs", "dense": "dense"}
+steps, above = {}, None
+for key, title in LENGTHS.items() if short else ():
+    print(f"{title:9} {short[key]['accuracy']['val']:.1f} %", end="")
+    if above is not None:
+        steps[title] = mcnemar(answers_of(short[above]), answers_of(short[key]))
+        worse, better, p = steps[title]
+        print(f"; beside the row above {better} won, {worse} lost, p-value {p:.2g}", end="")
     print()
-    last = short[key]
+    above = key
+if short:
+    after_each = [f"{epoch['accuracy']:.1f}" for epoch in short["ours, 8 epochs"]["log"]]
+    print(f"held-out images: {short['ours, recalibrated']['accuracy']['holdout']:.1f} % before, "
+          f"then after each of the eight epochs {', '.join(after_each)} %")
 
 # %% [markdown]
-# **Explain.** XXX
+# **Explain.** One epoch makes it *worse*, by 1.6 points, and the test is sure of it. Three win that
+# back, and a point more. Eight end another 1.5 points higher, and there the test no longer shows a
+# difference to the dense network, with 15 % of the MACs. (The dense network did not get those
+# epochs.)
+#
+# Why worse at first? A refitted network stands near the best that can be had without training. The
+# first large steps throw it off that place. To come to a better one takes time, and one epoch is
+# over too soon. The last line shows the same within one training: for five epochs the held-out
+# accuracy stays below that of the start. (They scatter by a point or so: 500 images. And a lower
+# learning rate would harm less, and win less.) So if you have time for one epoch only, a good refit
+# without training may be the better choice. Look at held-out images before and after.
 #
 # ### Three controls
 #
@@ -829,10 +843,11 @@ for epochs, key in LENGTHS.items() if short else ():
 #   needed, only the shape.
 #
 # `python benchmarks/runs.py controls` trains all three. It takes many hours, and so far the record
-# holds each of them once:
+# holds each of them once, and the dense one a second time with another learning rate:
 #
 # - *dense* is the dense network after the 16 epochs of the compressed one, with a copy of its old
-#   self as the teacher;
+#   self as the teacher. *Dense, rate 0.03* is the same with four times the learning rate, in case
+#   that of the compressed network was too low for a whole one;
 # - *narrow* is a ResNet-18 with 20 channels where the usual one has 64. It was trained from scratch
 #   in the same 120 epochs as the dense one, and then in the same 16 as the compressed one, with the
 #   dense network as the teacher;
@@ -859,15 +874,23 @@ for key, job in controls.items():
               f"{lead:+.2f} points, p-value {p:.2g}")
 
 # %% [markdown]
-# **Explain.** The dense network ends 0.4 points higher, but the test does not show that it gained
-# (p-value 0.1). It is ahead of the compressed network of seed 0, though, the one that ships: by
-# 0.6 points, with a p-value below 0.01. Of the two other seeds the test does not show it. (Those
-# ran in half precision; the control ran in single precision, as seed 0 did.)
+# **Explain.** The dense network improves as well. With the learning rate of the compressed one it
+# ends 0.4 points higher, which the test does not tell from chance (p-value 0.1). With the higher
+# rate it ends 0.8 points higher, with a p-value below 0.01. Both times it is ahead of the
+# compressed network of seed 0, the one that ships: by 0.6 and by 1.0 points, with p-values below
+# 0.01. Of the two other seeds the test does not show it.
 #
-# So "the accuracy stayed" is said of the dense network as it was. The same training may carry the
-# dense network a little further. That is what a control is for: without it, this chapter would not
-# have seen the difference. It is one training of the dense network, and a second seed may end
-# elsewhere, as the three compressed ones did.
+# So "the accuracy stayed" is said of the dense network as it was. With the same training it would
+# have gone a little further. Beside it, the three compressed networks lie 0.3 points lower in the
+# mean, or 0.7 points at the higher rate. That is the fairer price of nine tenths of the parameters,
+# and without a control this chapter would not have seen it. (It is one training at each rate, and a
+# second seed may end elsewhere, as the three compressed ones did. *Dense* and seed 0 ran in single
+# precision, the others in half precision.)
+#
+# And which of the two rates is the right control? On the held-out images the *lower* one is ahead,
+# by more than a point. So the rule of section 3, to choose there, takes the lower one. To take the
+# higher one because it did better on the validation images would be trap 3. That is why both stand
+# here.
 #
 # The narrow network stays behind all three compressed ones, by 1.1 to 1.6 points, each time with a
 # p-value below 0.01. So with as many parameters, and as long a training, to compress a large
@@ -924,9 +947,10 @@ for key, job in controls.items():
     others = (base, *runs.values())
     (a, b, p), *against = [mcnemar(answers_of(other), answers_of(job)) for other in others]
     behind = [100 * (a - b) / 3925 for a, b, _ in against]        # points
-    if key == "dense, seed 0":
-        assert round(100 * (b - a) / 3925, 1) == 0.4 and round(p, 1) == 0.1
-        assert round(-behind[0], 1) == 0.6
+    if key.startswith("dense"):
+        gain, ahead_by = (0.4, 0.6) if key == "dense, seed 0" else (0.8, 1.0)
+        assert round(100 * (b - a) / 3925, 1) == gain and round(-behind[0], 1) == ahead_by
+        assert round(p, 1) == 0.1 if gain == 0.4 else p < 0.01
         assert against[0][2] < 0.01 and all(p > 0.05 for _, _, p in against[1:])
     elif key == "narrow, seed 0":
         assert round(min(behind), 1) == 1.1 and round(max(behind), 1) == 1.6
@@ -941,21 +965,27 @@ for key, job in controls.items():
 # Guards the numbers in the text; you can skip it.
 if controls:
     thrice = [f"{kind}, seed 0" for kind in ("dense", "narrow", "scratch")]
-    assert list(controls) == thrice                                       # "each of them once"
-    dense_again, narrow, shape = (controls[key] for key in thrice)
+    assert list(controls) == [*thrice, "dense, rate 0.03"]               # "once, ... a second time"
+    dense_again, narrow, shape, higher = controls.values()
     tops = {key: job["accuracy"]["val"] for key, job in runs.items()}
     assert shape["accuracy"]["val"] > max(tops.values())                  # "higher than any"
     assert shape["accuracy"]["val"] - tops["tuned, seed 0"] > 0.95        # "by a point"
     seen = [mcnemar(answers_of(other), answers_of(shape))[2] for other in (base, *runs.values())]
     assert round(seen[1], 2) == 0.01 and min(seen[0], *seen[2:]) > 0.05   # "no difference"
-    precisions = [job["bf16"] for job in (dense_again, narrow, *runs.values(), shape)]
-    assert precisions == [False, False, False, True, True, True]
+    precisions = [job["bf16"] for job in (dense_again, narrow, *runs.values(), shape, higher)]
+    assert precisions == [False, False, False, True, True, True, True]
     assert shape["macs"] == first["macs"] and len(shape["log"]) == 120 + 16
     assert abs(shape["parameters"] / first["parameters"] - 1) < 0.002
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
 if controls:
+    fair = [job["accuracy"]["val"] - sum(tops.values()) / 3 for job in (dense_again, higher)]
+    rates = json.loads(Path("../results/controls.json").read_text())["configuration"]
+    assert [round(price, 1) for price in fair] == [0.3, 0.7]
+    assert rates["extreme rate"] == 0.03 == 4 * rates["compressed rate"]  # "four times"
+    lower, upper = (job["accuracy"]["holdout"] for job in (dense_again, higher))
+    assert lower > upper + 1 and len(higher["log"]) == 16                 # "more than a point"
     assert round(shape["accuracy"]["val"] - narrow["accuracy"]["val"]) == 2    # "two points"
     assert mcnemar(answers_of(narrow), answers_of(shape))[2] < 1e-4
     tried = [*runs.values(), shape]
@@ -980,6 +1010,19 @@ if short:
     assert all(job["macs"] <= 0.15 * base["macs"] for job in firsts)
     assert all(p > 0.05 for way in ahead for _, _, p in tests_of(way))    # "none of the ... tests"
     assert all(tops_of(way).mean() < uncut - 2 for way in cuts)           # "more than two"
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
+if short:
+    tops = [short[key]["accuracy"]["val"] for key in LENGTHS]
+    leads = [later - sooner for sooner, later in zip(tops, tops[1:], strict=False)]
+    assert round(leads[0], 1) == -1.6 and steps["1 epoch"][2] < 0.001     # "sure of it"
+    assert 0.8 < tops[2] - tops[0] < 1.2 and steps["3 epochs"][2] < 0.001 # "and a point more"
+    assert round(leads[2], 1) == 1.5 and steps["8 epochs"][2] < 0.001
+    assert leads[3] > 0 and steps["dense"][2] > 0.05                      # "no longer"
+    began = short["ours, recalibrated"]["accuracy"]["holdout"]
+    assert max(epoch["accuracy"] for epoch in short["ours, 8 epochs"]["log"][:5]) < began
+    assert [len(short[key]["log"]) for key in list(LENGTHS)[1:4]] == [1, 3, 8]
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -1184,13 +1227,14 @@ if short:
 #    trainings showed a gain.
 # 2. Recalibrate a network that was cut by its weights: the cut changes what the batch norms should
 #    expect, and you repair it in seconds. It is no gift for a healthy network.
-# 3. Fine-tune with a low one-cycle rate. After a short training, see on held-out images whether
-#    recalibrating once more helps.
+# 3. Fine-tune with a low one-cycle rate, and for several epochs: one alone made a refitted network
+#    worse. After a short training, see on held-out images whether recalibrating once more helps.
 # 4. Call `eval()` before you read an accuracy.
 # 5. Choose on held-out training images; look at the validation images once.
 # 6. Claim a difference only with paired answers and, for a way of training, at least three seeds.
-# 7. Run the controls. Here one of them showed that the compressed shape, trained for long from
-#    random factors, did no worse than the compressed network. Compression was the short way there.
+# 7. Run the controls. Here one showed that the same training helps the dense network, too. Another
+#    showed that the compressed shape, trained for long from random factors, did no worse than the
+#    compressed network. Compression was the short way there.
 #
 # ## Check yourself
 #

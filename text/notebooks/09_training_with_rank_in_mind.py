@@ -27,7 +27,7 @@
 # ([chapter 03](03_a_convolution_is_a_matrix.ipynb)), and how to judge a difference ([chapter
 # 08](08_retraining.ipynb)).
 #
-# **Time:** 35 minutes to read, about 2 minutes to run.
+# **Time:** 45 minutes to read, about 2 minutes to run.
 
 # %%
 import importlib.util
