@@ -853,34 +853,6 @@ if whole:
     assert recipe_losses[-1].mean() < recipe_losses[-2].mean()           # "still falls"
 
 # %% [markdown]
-# ### The whole recipe, without its cut
-#
-# One figure is still missing: the control of section 7, at full size. `python benchmarks/seed.py
-# --control` leaves the first cut out, and changes nothing else: same seed, same images in the same
-# order, five epochs.
-#
-# **Predict.** Where does it end? And what happens if you cut *its* two layers to rank 8 at the end?
-
-# %%
-control = None
-if (file := Path("../results/seed-control.json")).exists():
-    control = json.loads(file.read_text(encoding="utf-8"))
-    print(f"{'':24} recipe   control, not cut at the start")
-    for title in ("retrained", "retrained, recalibrated", "truncated again", "recalibrated"):
-        one, other = (f"{run['accuracy'][title]:.2f} %" if title in run["accuracy"] else "-"
-                      for run in (whole, control))
-        print(f"{title:24} {one:>7} {other:>10}")
-    for title, record in {"recipe": whole, "control": control}.items():
-        held = ", ".join(f"{record['looks'][-1][name]['energy']:.1%}" for name in LAYERS)
-        print(f"{title}: energy held by the first 8 directions of the two layers {held}")
-    error = math.hypot(*(chance(run["accuracy"]["retrained"], 3925) for run in (whole, control)))
-    difference = control["accuracy"]["retrained"] - whole["accuracy"]["retrained"]
-    print(f"retrained, control minus recipe: {difference:+.2f} ± {error:.2f} points")
-
-# %% [markdown]
-# **Explain.** XXX
-
-# %% [markdown]
 # ### The same time, spent otherwise
 #
 # Five epochs at 320 pixels are a good deal of computing. What else could you do with it?
