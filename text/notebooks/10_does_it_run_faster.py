@@ -836,13 +836,13 @@ for key, job in trained.items():
 #
 # Low rank makes fewer numbers. **Quantisation** makes each number smaller. In *int8* a weight is a
 # whole number from -128 to 127, times a scale that a whole channel shares. The activations are
-# rounded in the same way. Their scales come from a few images that run through the network. Nothing
+# rounded in a similar way. Their scales come from some images that run through the network. Nothing
 # is trained.
 #
 # The recorded ablations (`python benchmarks/runs.py ablations`) did that to two networks, with
 # PyTorch's own tools (`int8` in `benchmarks/ablations.py`): to the dense network, and to one that
-# `compress` cut to 15 % of the MACs and that then got three epochs of fine-tuning. All times are of
-# folded networks.
+# `compress` cut to 15 % of the MACs and that then got three epochs of fine-tuning (*ours*). All
+# times are of folded networks.
 #
 # **Predict.** Which is faster, the dense network in int8 or the cut one in float32? Which of the
 # two loses more accuracy? And do both gains multiply?
@@ -876,8 +876,8 @@ for name, key in PAIRS.items() if eight else ():
 #
 # (The float32 networks are folded, but int8 as PyTorch does it also joins the ReLU to the
 # convolution, so a small part of its gain may come from there. And it needs a processor with
-# instructions for it. This one has them; on an older one the same file may be slow. So time it on
-# yours. The cut network was trained for three epochs only.)
+# instructions for it. The one of the record has them; on an older one the same file may be slow. So
+# time it on yours. The cut network was trained for three epochs only.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
