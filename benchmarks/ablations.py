@@ -119,8 +119,14 @@ def ablations(run: Run) -> Jobs:
         for name in ("ours", "weights", "not refitted"):
             label, build, _ = changes[name]
             jobs[f"{name}, rate {rate}"] = job(label, build, rate=rate)
+
+    def of_length(n: int) -> dict[str, Any]:
+        """Is it the training, or the statistics that it leaves?"""
+        small, found = tuned("ours", ours, epochs=n)
+        return {**found, "recalibrated": judged(b, recalibrated(small))}
+
     for n in s["lengths"]:
-        jobs[f"ours, {n} epochs"] = job("ours", ours, epochs=n)
+        jobs[f"ours, {n} epochs"] = partial(of_length, n)
     for form in ("channel", "spatial", "tucker2"):
         jobs[form] = job(form, partial(cut, form, form=form))
     for name in RULES:
