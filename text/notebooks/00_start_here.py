@@ -107,7 +107,8 @@ name = data.find_data()
 held_out = data.load_images("holdout", name)         # images kept aside, never trained on
 print("images: ", name)
 print("folder: ", "imagenette2-160" if name == "imagenette" else "none, part of scikit-learn")
-print("classes:", ", ".join(held_out.classes))
+print("classes:", ", ".join(held_out.classes[:5]) + ",")
+print("        ", ", ".join(held_out.classes[5:]))
 
 # %% [markdown]
 # Everything below works with either of them. With the digits, the network is smaller, the pictures
@@ -361,7 +362,7 @@ else:
 # last, the weights are fitted to what the dense layer gives, for 256 of these images. (Chapter 08
 # begins with a simpler repair, of the batch norms alone.) *Retrained* is after a few epochs of
 # training. *File* is the size on disk; *batch 1* and *batch 32* are the times for one image and for
-# 32 at once.
+# 32 at once, of this run: do not compare them with those of section 4.
 #
 # **Explain.** Most of what the cut had cost comes back without training, by the repair. Training
 # adds about half a point. This is one training, and a difference of that size may be chance:

@@ -203,7 +203,8 @@ plots.show(
 # dimensions: they turn a ball into an ellipsoid.
 #
 # Move the first slider to play the three moves. Then pull the second one down to 0: what is left of
-# the plane? (Sliders need a running kernel. The four pictures above are its stops.)
+# the plane? (Sliders need a running kernel. The four pictures above are the stops of the first one.
+# With the second at 0, the plane becomes a line.)
 
 # %%
 def rotation(angle):
@@ -329,7 +330,7 @@ for point, shadow in zip(points.T, shadows.T, strict=True):
 axes.scatter(*points, s=60, label="x", zorder=3)
 axes.scatter(*shadows, s=60, marker="D", label="P x", zorder=3)
 axes.set(aspect="equal", xlim=(-2.5, 2.5), ylim=(-1.7, 1.7))
-axes.legend(loc="lower right")
+figure.legend(loc="outside right center")
 plots.show(
     figure,
     "Twelve points in the plane, each joined to its shadow on a slanted line. Every joining line "

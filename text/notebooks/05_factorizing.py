@@ -278,7 +278,8 @@ plots.layer_boxes(
 
 # %% [markdown]
 # Both forms store two factors of an $(m, n)$ matrix, $r (m + n)$ numbers. Chapter 02 gave the rank
-# where that equals $m n$. With $C = O$ and $3 \times 3$ kernels:
+# where that equals the $m n$ numbers of the matrix. With $C = O$, and $3 \times 3$ kernels in the
+# first two rows:
 #
 # | form | matrix | numbers at rank r | full rank | break-even |
 # |---|---|---|---|---|
@@ -350,7 +351,8 @@ for form, cost in costs.items():
     for r in range(1, strided.out_channels + 1):
         cost.append(layers.macs(strided, form, r, given[2:], after[2:]))
 crossing = {form: dense_macs / cost[0] for form, cost in costs.items()}
-print(f"{strided}: {given[2]} x {given[3]} pixels in, {after[2]} x {after[3]} out")
+print(strided)
+print(f"{given[2]} x {given[3]} pixels in, {after[2]} x {after[3]} out")
 
 # %%
 weights_even = linalg.break_even_rank(*layers.layer_matrix(strided, "spatial").shape)

@@ -253,8 +253,8 @@ def evbmf(S, rows, columns):                         # rows <= columns
 
 # %%
 found = {n: evbmf(S, full[n], max(len(svd[n][0]), svd[n][2].shape[1])) for n, S in spectra.items()}
-print("ranks:", *found.values())
-print("full: ", *full.values())
+print("ranks", *(f"{rank:3}" for rank in found.values()))
+print("full ", *(f"{rank:3}" for rank in full.values()))
 print(f"rank 0 in {sum(r == 0 for r in found.values())} layers")
 
 # %% [markdown]
@@ -286,7 +286,8 @@ def alds(knob):                                      # eps = 1 - knob
 
 for key, rule in {"EVBMF, scaled": scaled_evbmf, "ALDS": alds}.items():
     chosen[key] = rule(fit(rule))
-    print(f"{key:13} {macs(chosen[key]) / total:.1%} of the MACs, ranks", *chosen[key].values())
+    print(f"{key}: {macs(chosen[key]) / total:.1%} of the MACs, ranks")
+    print("     ", *(f"{rank:3}" for rank in chosen[key].values()))
 print(f"EVBMF's ranks times {200 * fit(scaled_evbmf):.1f}; ALDS: eps = {1 - fit(alds):.2f}")
 
 # %% [markdown]
@@ -484,7 +485,7 @@ print(f"largest KL / smallest KL: {at_half[order[-1]] / max(1e-6, at_half[order[
 # Can one know it without trying? Let $e$ be the error in a layer's output $y$ at one place, and $g$
 # the gradient of the log of the answer's probability with respect to $y$. For small errors,
 #
-# $$\mathrm{KL} \approx \tfrac{1}{2}\, e^T G\, e, \qquad G = \mathrm{E}\,[\,g\,g^T\,]$$
+# $$\mathrm{KL} \approx \tfrac{1}{2}\, e^\top G\, e, \qquad G = \mathrm{E}\,[\,g\,g^\top\,]$$
 #
 # where $\mathrm{E}$ is the mean, over images and over answers drawn from the network's own $p$. $G$
 # is the **Fisher information**; it has $O$ rows and columns. (There is no first-order term: at
@@ -524,12 +525,12 @@ print(f"traces {G.trace():.5f} and {sensitivity[probe].trace():.5f}, cosine {lik
 # factor.)
 #
 # Now the error. Rank $r$ keeps the first $r$ columns of $U$, so what is lost of $y$ is
-# $e = V V^T y$, with $V$ the other columns. Let $S = \mathrm{E}[y\,y^T]$ over real images; this $S$
-# is a matrix, not the singular values. The **trace**, $\mathrm{tr}$, is the sum of a matrix's
-# diagonal. If errors and gradients are unrelated,
+# $e = V V^\top y$, with $V$ the other columns. Let $S = \mathrm{E}[y\,y^\top]$ over real images;
+# this $S$ is a matrix, not the singular values. The **trace**, $\mathrm{tr}$, is the sum of a
+# matrix's diagonal. If errors and gradients are unrelated,
 #
-# $$\mathrm{E}\,[\,\tfrac{1}{2}\,e^T G\,e\,] = \tfrac{1}{2}\,\mathrm{tr}\,(V^T G\,V \cdot V^T S\,V)
-# = \tfrac{1}{2} \sum_{i,j > r} (U^T G\,U)_{ij}\,(U^T S\,U)_{ij}$$
+# $$\mathrm{E}\,[\,\tfrac{1}{2}\,e^\top G\,e\,] = \tfrac{1}{2}\,\mathrm{tr}\,(V^\top G\,V \cdot V^\top S\,V)
+# = \tfrac{1}{2} \sum_{i,j > r} (U^\top G\,U)_{ij}\,(U^\top S\,U)_{ij}$$
 #
 # One elementwise product holds the errors of all ranks: sum its lower right corner, from $r$ on.
 
@@ -790,7 +791,7 @@ if not quick or name == "digits":
 # %% [markdown]
 # ## 12. The recorded run
 #
-# One budget and some hundred images are little. So the course has a larger run, made once with
+# One budget and a few hundred images are not much. So the course has a larger run, made once with
 # `benchmarks/frontier.py`: many methods cut the large network to several budgets, nothing is
 # trained, and each result is judged on all validation images. Its record is part of the repository.
 #
@@ -891,8 +892,14 @@ for title, job in tuned.items():
     part = job["parameters"] / recorded_jobs["dense"]["parameters"]
     before, after = (found["accuracy"]["val"] for found in (job["before"], job))
     beside = mcnemar(right_of(title), right_of("compress, channel"))
-    print(f"{title:18} {part:4.0%} of the parameters: {before:.1f} % before, {after:.1f} % after"
+    print(f"{title:18} {part:5.1%} of the parameters: {before:.1f} % before, {after:.1f} % after"
           + (f", p-value {beside:.2g}" if title != "compress, channel" else ""))
+
+# %%
+if tuned:
+    last_three = [right_of(title) for title in list(KEYS)[4:]]
+    smallest_p = min(mcnemar(last_three[i], last_three[i - 1]) for i in range(3))
+    print(f"the last three beside each other: smallest p-value {smallest_p:.2g}")
 
 # %% [markdown]
 # **Explain.** The ranks first. Before the training 24 points lay between the best and the worst of
@@ -932,8 +939,8 @@ if tuned:
 # 3. A price for MACs gives the least sum of errors within a budget, or nearly. A bound says how
 #    near.
 # 4. A perfect optimum of the wrong goal is worth little: relative errors count every layer alike.
-# 5. $\tfrac12\,\mathrm{E}[e^T G e]$ predicts what the network feels: nearly in the right order, but
-#    too low. Multiples of 8 make the sum of the predictions less than a tenth larger.
+# 5. $\tfrac12\,\mathrm{E}[e^\top G e]$ predicts what the network feels: nearly in the right order,
+#    but too low. Multiples of 8 make the sum of the predictions less than a tenth larger.
 #
 # ## Check yourself
 #

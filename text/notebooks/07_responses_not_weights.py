@@ -91,11 +91,12 @@ print(f"{name}, {size} px, {len(convs)} convolutions, images of each class: {per
 # dimensions. If the cloud is flat, few directions are enough.
 #
 # How flat is it? Chapter 02 answers by **PCA**. Take the mean off, write the $n$ responses as the
-# rows of a matrix $Z$, and split it by the SVD, $Z = P\,S\,Q^T$. The columns of $Q$ are the main
-# directions, and $S^2 / n$ are the variances along them. The **covariance**
-# $Z^T Z / n = Q\,(S^2/n)\,Q^T$, only $O \times O$, holds the same. The columns of $Q$ are called
-# its **eigenvectors**, the variances its **eigenvalues**, and `eigh` finds them, smallest first.
-# You never need to keep the cloud itself. Sums of $y$ and of $y\,y^T$ are enough, batch by batch.
+# rows of a matrix $Z$, and split it by the SVD, $Z = P\,S\,Q^\top$. The columns of $Q$ are the
+# main directions, and $S^2 / n$ are the variances along them. The **covariance**
+# $Z^\top Z / n = Q\,(S^2/n)\,Q^\top$, only $O \times O$, holds the same. The columns of $Q$ are
+# called its **eigenvectors**, the variances its **eigenvalues**, and `eigh` finds them, smallest
+# first. You never need to keep the cloud itself. Sums of $y$ and of $y\,y^\top$ are enough, batch
+# by batch.
 
 # %%
 def rows(output):                                    # (N, O, H, W) -> (N*H*W, O)
@@ -207,15 +208,15 @@ print(f"images need more directions than noise in {more} of {len(of_noise) - 1} 
 # use.
 #
 # - **Responses** (Zhang et al., 2016). Let $U$ hold the $r$ leading eigenvectors of
-#   $\mathrm{E}[y\,y^T]$, with $y = W x$. Then $U U^T y$ keeps what of $y$ lies in these $r$
-#   directions. So $W' = U \, (U^T W)$, already two factors. This is PCA without taking off the
+#   $\mathrm{E}[y\,y^\top]$, with $y = W x$. Then $U U^\top y$ keeps what of $y$ lies in these $r$
+#   directions. So $W' = U \, (U^\top W)$, already two factors. This is PCA without taking off the
 #   mean. (Zhang et al. do take it off, and keep it in a bias. Section 3 does so, too.)
-# - **Whitening** (Wang et al., 2025, for language models: SVD-LLM). Write $A = \mathrm{E}[x x^T] =
-#   L L^T$, with a triangular $L$ (Cholesky). Then $\mathrm{E}\,\|(W - W')\,x\|^2 = \|(W -
-#   W')\,L\|^2$, for $\mathrm{E}\,\|M x\|^2$ is the trace of $M A M^T$. (The inputs $z = L^{-1} x$
-#   have $\mathrm{E}[z z^T] = I$. Where their mean is 0, that says: uncorrelated, all of variance 1.
-#   Such data are called *white*. Hence the name.) So cut $W L$ by the SVD, and undo $L$: multiply
-#   by $L^{-1}$ from the right.
+# - **Whitening** (Wang et al., 2025, for language models: SVD-LLM). Write
+#   $A = \mathrm{E}[x x^\top] = L L^\top$, with a triangular $L$ (Cholesky). Then
+#   $\mathrm{E}\,\|(W - W')\,x\|^2 = \|(W - W')\,L\|^2$, for $\mathrm{E}\,\|M x\|^2$ is the trace of
+#   $M A M^\top$. (The inputs $z = L^{-1} x$ have $\mathrm{E}[z z^\top] = I$. Where their mean is 0,
+#   that says: uncorrelated, all of variance 1. Such data are called *white*. Hence the name.) So
+#   cut $W L$ by the SVD, and undo $L$: multiply by $L^{-1}$ from the right.
 #
 # **Predict.** The first needs a matrix of size $O \times O$. The second needs one of size
 # $C k k \times C k k$, here nine times as wide. Which one gives the smaller error?
@@ -258,11 +259,11 @@ for r in (len(W) // 4, len(W) // 2):
     print(f"         relative distance of the last two matrices: {apart[r]:.0e}")
 
 # %% [markdown]
-# **Explain.** They are the same. With $W L = P\,S\,Q^T$ you get $\mathrm{E}[y\,y^T] = W A W^T =
-# P\,S^2 P^T$. So the left singular vectors of $W L$ *are* the leading directions of the responses,
-# $P_r = U$. And to cut $W L$ to rank $r$ is to multiply it by $P_r P_r^T$ from the left. Undo $L$,
-# and $U U^T W$ is left. Both are the best that rank $r$ allows, so take the small matrix. And both
-# lose clearly less than plain SVD.
+# **Explain.** They are the same. With $W L = P\,S\,Q^\top$ you get
+# $\mathrm{E}[y\,y^\top] = W A W^\top = P\,S^2 P^\top$. So the left singular vectors of $W L$ *are*
+# the leading directions of the responses, $P_r = U$. And to cut $W L$ to rank $r$ is to multiply
+# it by $P_r P_r^\top$ from the left. Undo $L$, and $U U^\top W$ is left. Both are the best that
+# rank $r$ allows, so take the small matrix. And both lose clearly less than plain SVD.
 
 # %% [markdown]
 # ## 3. In the units of the batch norm
@@ -276,11 +277,11 @@ for r in (len(W) // 4, len(W) // 2):
 # behind the batch norm. Let $D$ be the diagonal matrix of the $d_i$. Take $U$ from the leading
 # eigenvectors of $D\,\mathrm{Cov}(y)\,D$, and undo $D$ behind:
 #
-# $$y' = \mu + D^{-1} U U^T D\,(y - \mu)$$
+# $$y' = \mu + D^{-1} U U^\top D\,(y - \mu)$$
 #
 # Here $\mu$ is the mean of $y$. It is kept, whatever the rank. Two traps wait. Some $d_i$ may be
 # nearly 0, and you divide by them: give them a floor. And a layer may have a bias $b$ of its own:
-# then $W x = y - b$, and the new bias becomes $\mu - D^{-1} U U^T D\,(\mu - b)$.
+# then $W x = y - b$, and the new bias becomes $\mu - D^{-1} U U^\top D\,(\mu - b)$.
 
 # %%
 def as_layers(conv, encode, decode, mean):           # encode (r, O), decode (O, r)
@@ -351,10 +352,10 @@ assert alike(exact(noise), convs[probe](noise))
 #
 # Chapter 06 measured it. Draw one class for each image, from the network's own probabilities. Let
 # $g$ be the gradient, at $y$, of the log of the probability of that class. Then
-# $G = \mathrm{E}[g\,g^T]$, summed over the places of an image, is the **Fisher information**. To
-# second order, an error $e$ in $y$ moves the answers by $\tfrac12 e^T G e$ nats, the unit of the KL
-# (explained below). This takes the errors at different places as unrelated. They are not quite, so
-# the number comes out too low (chapter 06).
+# $G = \mathrm{E}[g\,g^\top]$, summed over the places of an image, is the **Fisher information**. To
+# second order, an error $e$ in $y$ moves the answers by $\tfrac12 e^\top G e$ nats, the unit of
+# the KL (explained below). This takes the errors at different places as unrelated. They are not
+# quite, so the number comes out too low (chapter 06).
 #
 # So take the root of $G$, the symmetric matrix $H$ with $H H = G$, and put it in the place of $D$.
 # This is the **two-sided** cut. What comes in counts through the covariance. What follows counts
@@ -469,10 +470,11 @@ for key, build in ways_to_cut(probe, quarter).items():
 # made for, and these are images that they have not seen. The two cuts by the weights are best at
 # none of the three: their directions were made for the kernel.
 #
-# The two-sided cut makes larger errors in $y$ than the cut by responses, but each unit of its error
-# moves the answers less (last column). Even so, its KL need not be the smallest here: $G$ comes
-# from one drawn answer for each of few training images, so it is rough. At a quarter of the rank
-# the second order is rough as well. One layer does not decide; section 7 compares whole networks.
+# The two-sided cut makes larger errors in $y$ than the cut by responses, but each unit of its
+# error moves the answers less (last column). Even so, its KL need not be the smallest here, and the
+# cut in units of the batch norm may do as well or better: $G$ comes from one drawn answer for each
+# of few training images, so it is rough. At a quarter of the rank the second order is rough as
+# well. One layer does not decide; section 7 compares whole networks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -668,7 +670,7 @@ for key, network in healthy.items():
 #
 # Moving is not yet harm: look at the NLL before you judge. But each of these changes comes on top
 # of what you want to repair. For a badly cut network, recalibration repairs far more than it costs
-# (section 7). For a well cut one, that is not certain.
+# (section 7). For one that is cut only a little, that is not certain.
 #
 # The refit has no such price. Its target is the dense network itself. So for the dense network it
 # finds $B = I$, and changes nothing.
@@ -762,8 +764,9 @@ plots.show(figure, "Nine networks at equal MACs, from the largest KL to the smal
 # digits the two-sided directions stay ahead.) So let the responses in, at the latest in the mend:
 # in the cut alone they do not do as much (compare *two-sided* with *weights, refitted*).
 #
-# Where the units of the batch norm stand, read in the table. They are a first guess at what counts:
-# a large scale does not yet mean that the answers feel the channel.
+# Where the units of the batch norm stand, read in the table. Beside *responses* the test decides,
+# not the means. They are a first guess at what counts: a large scale does not yet mean that the
+# answers feel the channel.
 #
 # `compress` with `data` does all of this: two-sided directions, ranks by price in nats (chapter
 # 06), the refit. It may also take the spatial form, layer by layer. (For that form the best cut has

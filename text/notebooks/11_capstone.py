@@ -456,9 +456,11 @@ assert not torch.equal(again.conv1.weight, dense.conv1.weight)
 # and from the popular recipe: it reports 64.79 % and keeps all MACs and parameters (chapter 00).
 # *compress* means cut and refitted, without training. *trained* means that 16 epochs followed, with
 # the dense network as the teacher; the table says how many such trainings a figure is the mean of.
-# The first of those of *trained: compressed* ships with the course:
+# The first of the networks of *trained: compressed* ships with the course:
 # `load_resnet18("imagenette-compressed")`. *course: ...* are the stages of `lowrank-course demo`
-# (chapter 00), at a fifth of the MACs; its *retrained* was trained for three epochs.
+# (chapter 00), all but *dense* at a fifth of the MACs. Their *recalibrated* includes the refit of
+# chapter 07; *retrained* was trained for three epochs. Your own two networks were judged on your
+# test images: compare them with each other, not with the rows above.
 #
 # **Predict.** How far does *course: retrained* lie below its own dense network? And did yours lose
 # more or less than *compress, 50%*, at about the same MACs?
@@ -535,12 +537,16 @@ for i, (axes, cost) in enumerate(zip(panels, ("MACs", "parameters"), strict=True
         label = title.replace("compress, 50%", "compress, 50, 35, 25%")
         label = "_" if title in ("compress, 35%", "compress, 25%") else label    # one for all three
         hollow = {"fillstyle": "none", "markeredgewidth": 2} if mark == "*" else {}
+        above = 4 if title.startswith("compress") else 3                 # not under the star
         axes.plot(points[title][i], gap(title), mark, color=colour, markersize=large, label=label,
-                  **hollow)
-    axes.plot([mine_at[i]] * 2, [low, high], "-", color="black", zorder=1)       # the interval
+                  zorder=above, **hollow)
+    axes.plot([mine_at[i]] * 2, [low, high], "_-", color="black", markersize=12)     # the interval
     axes.axhline(0, color=plots.GREY, linestyle="--", linewidth=1.5, label="its dense network")
-    axes.axvline(100 * my_card[cost], color=plots.GREY, linestyle=":", linewidth=1.5)
+    axes.axvline(100 * my_card[cost], color=plots.GREY, linestyle=":", linewidth=1.5,
+                 label="the limit of your card")
     axes.set(xlabel=f"{cost} kept (%)", xlim=(0, 105))
+
+# %%
 panels[0].set_ylabel("top-1 minus dense (points)")
 figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 alt = "Points of accuracy above each one's own dense network, against MACs and parameters. Yours: "
@@ -603,12 +609,13 @@ def report(title, result, p, card):
     verdict = "differs from the dense one" if p < 0.05 else "shows no difference from the dense one"
     limits = {limit: result[limit] <= card[limit] for limit in ("MACs", "parameters")}
     threads, version = torch.get_num_threads(), torch.__version__.split("+")[0]
+    kept = " and ".join(f"{limit} {'kept' if ok else 'NOT kept'}" for limit, ok in limits.items())
     return f"""# {title}
 
 **Claim.** With {result["MACs"]:.0%} of the MACs and {result["parameters"]:.0%} of the parameters
 it has {result["top-1"]:.2f} % top-1, dense {result["dense top-1"]:.2f} % ({change:+.2f} points) on
 {result["images"]} images (95 %: {low:+.1f} to {high:+.1f}). It {verdict} (McNemar, p = {p:.3f}).
-**Card.** {limits}
+**Card.** {kept}
 **Speed.** {result["speed"]:.2f} times the dense network, batch {len(my_example)}, {threads}
 thread(s), float32, medians of runs in turns, torch {version}, processor: ...
 **Chosen on.** held-out training images: ...      **Seeds.** ...

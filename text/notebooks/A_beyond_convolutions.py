@@ -553,11 +553,11 @@ plots.show(
 
 # %% [markdown]
 # **Explain.** One or two directions are far from enough. Rank 8 is still clearly lower, and at 16
-# it is there: but 16 is all that the first layers have, with their 16 channels. The update that
-# free training finds is *not* of rank 1 or 2. (One run; and the batch norms keep their whole change
-# here.) But updates of rank 1 that do nearly the same exist, and training finds them if nothing
-# else is allowed. So if you want a thin update, set the rank first and then train. [Chapter
-# 08](08_retraining.ipynb) does the same with a compressed network.
+# it is there, or nearly: but 16 is all that the first layers have, with their 16 channels. The
+# update that free training finds is *not* of rank 1 or 2. (One run; and the batch norms keep their
+# whole change here.) But updates of rank 1 that do nearly the same exist, and training finds them
+# if nothing else is allowed. So if you want a thin update, set the rank first and then train.
+# [Chapter 08](08_retraining.ipynb) does the same with a compressed network.
 #
 # Two more things to know. LoRA does not compress: $W$ is still there. But it costs nothing when the
 # network runs, because $W + BA$ is one matrix. And it has limits: on large changes of task, full
@@ -570,7 +570,7 @@ with torch.no_grad():
     for layer in [m for m in adapted.modules() if parametrize.is_parametrized(m)]:
         parametrize.remove_parametrizations(layer, "weight")     # W becomes W + B A
     change = relative_error(adapted(judge[0]), before)
-print(f"merged: outputs change by {change:.0e}")
+print(f"merged: outputs change by {change:.1g}")
 print(f"parameters {count_parameters(adapted):,}, as before: {count_parameters(network):,}")
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
