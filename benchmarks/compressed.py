@@ -179,15 +179,11 @@ def controls(run: Run) -> Jobs:
         networks["narrow"] = narrow().eval().to(memory_format=torch.channels_last)
         return times({n: fold_batch_norms(m, b.example) for n, m in networks.items()}, b.example)
 
-    def of_seed(seed: int) -> Jobs:
-        narrow_one = partial(fresh, "narrow", narrow, seed)
-        return {f"dense, seed {seed}": partial(dense, seed), f"narrow, seed {seed}": narrow_one}
-
-    first = seeds[0]
-    jobs = {**of_seed(first), "times": timed}
-    jobs[f"scratch, seed {first}"] = partial(fresh, "scratch", scratch, first)
+    jobs: Jobs = {"times": timed}
     other = run.settings["extreme rate"]  # was the rate too low for a network that is whole?
-    jobs[f"dense, rate {other}"] = partial(dense, first, other)
-    for seed in seeds[1:]:
-        jobs |= of_seed(seed)
+    jobs[f"dense, rate {other}"] = partial(dense, seeds[0], other)
+    for seed in seeds:
+        jobs[f"dense, seed {seed}"] = partial(dense, seed)
+        jobs[f"scratch, seed {seed}"] = partial(fresh, "scratch", scratch, seed)
+        jobs[f"narrow, seed {seed}"] = partial(fresh, "narrow", narrow, seed)
     return jobs

@@ -359,7 +359,8 @@ assert all(abs(float(column.T @ (p - s))) < 1e-12 for p, s in zip(points.T, shad
 # back: points that were different are now the same point. How many dimensions are left is the
 # **rank** of the matrix.
 #
-# **Predict.** Of the three stretches, three, two or one are not 0. What does the ball become?
+# **Predict.** A 3 × 3 matrix has three stretches. Let all three be larger than 0, then two of them,
+# then only one. What does the ball become each time?
 
 # %%
 along, down = torch.linspace(0, 2 * torch.pi, 31)[:, None], torch.linspace(0, torch.pi, 16)
@@ -446,10 +447,10 @@ for name, picture in shapes.items():
     print(f"{name:8} rank {rank:2d}, numbers that are not zero: {filled:4.0%}")
 
 # %% [markdown]
-# **Explain.** Rank counts *new* rows, which the others cannot build. In the stripes all rows are
-# the same. The chess board has two kinds of rows, the cross has two, the disc a few. The diagonal
-# is nearly empty, and yet each of its rows is new. **Many zeros do not make a low rank, and a low
-# rank does not make zeros.**
+# **Explain.** Go down the rows. Rank counts the *new* ones, which the rows above cannot build. In
+# the stripes all rows are the same. The chess board has two kinds of rows, the cross has two, the
+# disc a few. The diagonal is nearly empty, and yet each of its rows is new. **Many zeros do not
+# make a low rank, and a low rank does not make zeros.**
 #
 # ### A narrow door
 #
@@ -636,7 +637,7 @@ assert values["64 × 64"][-1] / values["64 × 64"][0] < 0.05               # "ne
 #
 # The next cell makes a picture of a woven cloth, as a sum of three patterns. In each of them all
 # rows are multiples of one row, so it has rank 1. (The chess board of section 4 had rank 2. It is
-# such a pattern of +1 and −1, plus an even grey: two pieces.) Then comes noise, four times as
+# such a pattern of +½ and −½, plus an even grey of ½: two pieces.) Then comes noise, four times as
 # strong as each of the two woven patterns.
 
 # %%
@@ -807,7 +808,8 @@ assert abs(edge / (120 * 180) ** 0.25 - 2) < 0.02                    # "about ha
 #    of singular values that are not zero.
 # 4. On a computer the rank depends on a tolerance. State it.
 # 5. Random matrices have full rank, and wide ones stretch all their directions by similar factors.
-#    Noise hides a low rank, and what stands above the noise edge can be recovered.
+#    Noise hides a low rank, and what stands clearly above the noise edge can be recovered in good
+#    part.
 #
 # ## Check yourself
 #

@@ -110,7 +110,9 @@ look(15)
 
 # %% [markdown]
 # Above is the convolution, below the same numbers as a matrix product. Move the slider from patch
-# to patch. (It needs a running kernel. The picture above is one of its positions.)
+# to patch. (It works only while the notebook runs. The picture above is one of its positions.) In
+# the image and the patches black is 0 and white is 1. The kernel and the output have negative
+# numbers as well. There a middle grey is 0, and what is darker is negative.
 
 # %%
 from ipywidgets import IntSlider, interact
@@ -136,8 +138,9 @@ assert 0 <= digit.min() and digit.max() <= 1 and output.abs().max() <= 4
 # ## 2. Unfold, with stride and padding
 #
 # A loop over all patches is slow. Turn it round, and loop over the $k^2$ numbers of the kernel:
-# number $(i, j)$ meets the image shifted by $(i, j)$. **Stride** skips pixels of that shifted
-# image, **padding** adds zeros around it first.
+# number $(i, j)$ meets the image shifted by $(i, j)$. Before that, **padding** adds zeros around
+# the image. **Stride** then keeps only some pixels of each shifted image: with stride 2, every
+# second row and column.
 
 # %%
 def unfold(x, k, stride=1, padding=0):               # x (N, C, H, W)
@@ -340,9 +343,8 @@ plots.show(
 # %% [markdown]
 # **Explain.** 36, the full rank. The whole map repeats the same few weights again and again,
 # shifted. **The rank of the kernel is not the rank of the whole map.** A kernel of low rank makes
-# the output *channels* mixtures of a few, so the layer can be split into two thin ones. Within a
-# channel, every place keeps its own number. In this course "the matrix of a layer" is always the
-# small one.
+# the output *channels* mixtures of a few, so the layer can be split into two thin ones. In this
+# course "the matrix of a layer" is always the small one.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -400,7 +402,7 @@ print("both agree:", all(known[n][0][1][2:] == size for n, size in sizes.items()
 # %%
 parameters = {n: conv.weight.numel() for n, conv in convs.items()}
 macs = {n: parameters[n] * sizes[n][0] * sizes[n][1] for n in convs}
-print("convolution           kernel (O, C, k, k)    output     parameters         MACs")
+print("convolution           kernel (O, C, k, k)    output      parameters         MACs")
 for n, conv in convs.items():
     shape, (high, wide) = str(tuple(conv.weight.shape)), sizes[n]
     print(f"{n:21} {shape:19} {high:6d} × {wide:<4d} {parameters[n]:11,} {macs[n]:12,}")
@@ -455,8 +457,8 @@ for stage, (of_parameters, of_macs) in share.items():
 
 # %%
 fc = trained.fc.weight.numel()                       # the linear layer at the end, used once
-print("MACs, with the linear layer:", sum(macs.values()) + fc)
-print("MACs, the package's count:  ", count_macs(trained, image))
+print(f"MACs, with the linear layer: {sum(macs.values()) + fc:,}")
+print(f"MACs, the package's count:   {count_macs(trained, image):,}")
 total = count_parameters(trained)
 print(f"the convolutions hold {sum(parameters.values()) / total:.1%} of all parameters")
 
@@ -538,8 +540,8 @@ plots.pictures(
 )
 
 # %% [markdown]
-# Go through the ranks yourself. (The slider needs a running kernel. The row above shows four of its
-# positions.)
+# Go through the ranks yourself. (The slider works only while the notebook runs. The row above shows
+# four of its positions.)
 
 # %%
 def compare(rank):
@@ -611,7 +613,7 @@ stem_S = spectra["trained"]["conv1"]
 
 # %%
 figure = Figure(figsize=(11, 7.2))
-grid = figure.subplots(4, 5, sharex=True, sharey="row")
+grid = figure.subplots(4, 5, sharex=True, sharey=True)
 lines = {"random": {"color": plots.GREY, "linestyle": "--"},
          "trained": {"color": plots.COLOURS[0], "linestyle": "-"}}
 for n in convs:
@@ -621,6 +623,7 @@ for n in convs:
         axes.plot([100 * (i + 1) / len(S) for i in range(len(S))], S, label=key, **line)
     axes.axhline(1, color=plots.COLOURS[1], linewidth=1.5, linestyle=":", label="noise edge")
     axes.set_title("conv1, the stem" if n == "conv1" else n.removesuffix(".0"), fontsize=11)
+    axes.set(yscale="log", yticks=(0.1, 1, 10), yticklabels=("0.1", "1", "10"))
 figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 figure.supxlabel("index of the singular value (% of the full rank)")
 figure.supylabel("singular value (noise edge = 1)")
@@ -646,12 +649,13 @@ print(f"stem {ratio[0]:.2f}, the others {min(ratio[1:]):.2f} to {max(ratio[1:]):
 
 
 # %% [markdown]
-# **Explain.** In *shape*, the trained curve leaves the random one most at its upper end: some
-# directions rise out of the noise. Outside the stem, the second half of the values sinks, but on
-# average keeps more than half of its random height. (Each matrix is divided by its own $\sigma$. So
-# what the top gains, the tail must lose.) Only the stem has really become low-rank. (With the
-# digits, whose images are simple, fewer values stand out, and in fewer layers. The tail hardly
-# sinks, and even the stem is only somewhat nearer to a low rank.)
+# **Explain.** The vertical axis is logarithmic, so equal steps are equal ratios. In *shape*, the
+# trained curve leaves the random one at both ends. At the upper end some directions rise out of the
+# noise, farthest in layer4. At the lower end the values sink. But outside the stem the second half
+# of them on average keeps more than half of its random height. (Each matrix is divided by its own
+# $\sigma$. So what the top gains, the tail must lose.) Only the stem has come close to a low rank.
+# (With the digits, whose images are simple, fewer values stand out, and in fewer layers. The tail
+# hardly sinks, and even the stem is only somewhat nearer to a low rank.)
 #
 # In *size*, something else happened. Every step of the training also makes the weights a little
 # smaller (**weight decay**). That has shrunk the kernels (with the digits only a little). Only the
@@ -660,8 +664,8 @@ print(f"stem {ratio[0]:.2f}, the others {min(ratio[1:]):.2f} to {max(ratio[1:]):
 #
 # Now in numbers: how much of its full rank does each layer need for 90 % of the energy?
 #
-# **Predict.** A random layer needs about 80 %, each of the three shortcuts somewhat less. And a
-# trained one?
+# **Predict.** A random layer needs about 80 %, each of the three shortcuts somewhat less, and with
+# photographs also the stem. And a trained one?
 
 # %%
 def needed(S):
@@ -678,6 +682,10 @@ axes.scatter(range(20), need["random"], marker="s", color=plots.GREY, label="ran
 axes.scatter(range(20), need["trained"], color=plots.COLOURS[0], label="trained", **dots)
 axes.set(ylabel="rank for 90 % energy\n(% of the full rank)", ylim=(0, 100))
 axes.set(xticks=middles, xticklabels=stages, xlabel="convolution, from first to last")
+axes.grid(visible=False, axis="x")
+axes.tick_params(axis="x", length=0)
+for places in list(members.values())[1:]:            # a line between two stages
+    axes.axvline(places[0] - 0.5, color="#C8C8C8", linewidth=1)
 figure.legend(loc="outside upper center", ncols=2)
 middle = median(need["trained"])
 plots.show(
@@ -724,10 +732,12 @@ print(f"stem {left[0]:.0%}, the others {min(left[1:]):.0%} to {max(left[1:]):.0%
 # energy would be an error of up to 32 % ([chapter 02](02_svd.ipynb)).
 #
 # Is the tail only noise that one can cut off? The second cell compares each kernel with the random
-# numbers from which its training began. Outside the stem, a part of it is still that start, in one
-# layer a small one, in another more than half (with the digits most of it). So a part of the long
-# tail was probably never learned. But the layers were trained together with it, so the network may
-# still use it. [Chapter 05](05_factorizing.ipynb) cuts, and measures what is lost.
+# numbers from which its training began. (It takes both as long vectors, and projects the kernel
+# onto its start. The squared cosine of the angle between them is the share of the energy that is
+# left.) Outside the stem, a part of it is still that start, in one layer a small one, in another
+# more than half (with the digits most of it). So a part of the long tail was probably never
+# learned. But the layers were trained together with it, so the network may still use it. [Chapter
+# 05](05_factorizing.ipynb) cuts, and measures what is lost.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -745,6 +755,8 @@ tails = [float(S[len(S) // 2 :].mean() / R[len(R) // 2 :].mean())
 assert all(0.5 < t < 1.15 for t in tails)                                # "more than half"
 if name == "imagenette":
     assert sum(c > 0 for c in clear["trained"].values()) > 15
+    highest = sorted(convs, key=lambda n: spectra["trained"][n][0])[-3:]
+    assert all(n.startswith("layer4") for n in highest)                  # "farthest in layer4"
     assert need["trained"][0] < 45 and float(spectra["trained"]["conv1"][-1]) < 0.15
 for lay in layouts.values():
     m, n = lay(K).shape
@@ -755,6 +767,7 @@ assert ratio[0] > 1.2 and max(ratio[1:]) < 1.1                           # "Only
 # Guards the numbers in the text; you can skip it.
 shortcuts = [value for n, value in zip(convs, need["random"], strict=True) if "downsample" in n]
 assert len(shortcuts) == 3 and max(shortcuts) < 73                       # "somewhat less"
+assert need["random"][0] < 73 or name == "digits"                        # "also the stem"
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -837,9 +850,9 @@ plots.pictures(
 
 # %% [markdown]
 # **Explain.** There is no exact answer. But a late map has only a few pixels. It says roughly
-# *where* its pattern is, and no longer shows what the image looks like. *What* is in the image
-# shows in which of the many maps are bright. (With the digits, a map of layer4 is a single pixel.
-# It is drawn black, and cannot say where.)
+# *where* its pattern is, and no longer shows what the image looks like. To see *what* is in the
+# image, look *which* of the many maps are bright. (With the digits, a map of layer4 is a single
+# pixel. It is drawn black, and cannot say where.)
 #
 # Look at the six maps of the stem once more. How alike are they? The **correlation** measures that:
 # 1 means the same picture up to brightness and contrast, −1 its negative, 0 nothing in common. (The
@@ -864,11 +877,12 @@ for title, network in {"trained": trained, "random": untrained}.items():
 # %% [markdown]
 # **Explain.** The maps are more alike than their filters, and even random filters give maps that
 # are alike. So in the stem the image does it: images are smooth, and show only a few of the
-# patterns that a kernel could see. (Behind the stem the network does more than the image: chapter
-# 07.)
+# patterns that a kernel could see. (Behind the stem it is more the work of the network than of the
+# image: chapter 07.)
 #
-# So the *outputs* of a layer may have nearly low rank even if its *kernel* has not. **Low rank of
-# the weights is one thing, low rank of what a network does with images is another.** [Chapter
+# This is one image, and maps that are alike in pairs are not yet of low rank. But it is a hint: the
+# *outputs* of a layer may have nearly low rank even if its *kernel* has not. **Low rank of the
+# weights is one thing, low rank of what a network does with images is another.** [Chapter
 # 07](07_responses_not_weights.ipynb) measures all layers, and makes a method of it.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
@@ -884,12 +898,12 @@ assert torch.equal(maps, seen["stem"])
 # ## Recap
 #
 # 1. A convolution is a matrix product: kernel, laid out as a matrix, times the matrix of patches.
-# 2. There are four ways to lay a kernel out. In a 3 × 3 layer from 64 to 64 channels their full
+# 2. This course lays a kernel out in four ways. In a 3 × 3 layer from 64 to 64 channels their full
 #    ranks are 64, 64, 192 and 9; rank 8 of the first is an eighth.
 # 3. A ResNet-18 has 20 convolutions. The last stage holds most parameters; the MACs are spread
 #    evenly.
 # 4. Training pulls some directions above the noise edge and leaves a long tail. Only the stem is
-#    clearly low-rank (with the digits, not even the stem).
+#    nearly of low rank (with the digits, not even the stem).
 # 5. What a layer gives out may have nearly low rank even if its kernel has not.
 #
 # ## Check yourself

@@ -885,13 +885,13 @@ if whole and (file := Path("../results/seed-control.json")).exists():
 #
 # Cut at the end, the control falls far below the cut recipe, even recalibrated. So there the early
 # cut has left something. What? Look at the energy. In the control the first 8 directions hold one
-# fifth, just what they held before the first step. In five epochs at this learning rate the two
-# layers hardly moved. What the recipe has at the end, nearly all energy in 8 directions, is what
-# its cut had put there: training did not find it, and hardly touched it.
+# fifth, just what they held before the first step. So five epochs gave these two layers no low rank
+# of their own. What the recipe has at the end, nearly all energy in 8 directions, is what its cut
+# had put there: training did not find it.
 #
 # This is fair to both sides. With layers that start at rank 8, the network learned as much here as
-# with whole ones. So it does not *need* more in these two places. You could have stored thin
-# factors from the first step on, and had the savings ([chapter
+# with whole ones. So, as far as one pair can show, it does not *need* more in these two places. You
+# could have stored thin factors from the first step on, and had the savings ([chapter
 # 09](09_training_with_rank_in_mind.ipynb) does that).
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]

@@ -481,7 +481,8 @@ print("stays dense:", layers.supported(nn.Conv2d(8, 8, 3, groups=8)))
 #
 # The channel form reduces the channels on the way out. You can reduce them on the way in as well: a
 # $1 \times 1$ layer from $C$ to $r_1$ channels, a small $k \times k$ **core** from $r_1$ to $r_2$,
-# a $1 \times 1$ layer from $r_2$ to $O$. The core is cheap: $k k r_1 r_2$ weights.
+# a $1 \times 1$ layer from $r_2$ to $O$. The core has $k k\, r_1 r_2$ weights instead of
+# $k k\, C O$, so it shrinks with both ranks.
 #
 # With two ranks, one SVD is not enough. **HOOI** (higher-order orthogonal iteration) takes turns:
 # hold the channels on one side fixed, find the best ones on the other side with an SVD, and swap.

@@ -134,9 +134,9 @@ def show(title, result, card):
           f"{result['images']} images, dense {result['dense top-1']:.1f} %)")
     for limit in ("MACs", "parameters"):
         verdict = "kept" if result[limit] <= card[limit] else "MISSED"
-        print(f"   {limit:10} {result[limit]:5.1%} of {card[limit]:.0%}: {verdict}")
+        print(f"   {limit:10} {result[limit]:6.1%}, limit {card[limit]:.0%}: {verdict}")
     reached = "reached" if result["speed"] >= card["speed"] else "not reached"
-    print(f"   {'speed':10} {result['speed']:4.1f}x, goal {card['speed']}x: {reached} here")
+    print(f"   {'speed':10} {result['speed']:5.1f}x, goal {card['speed']}x: {reached} here")
 
 # %% [markdown]
 # A score function must itself be tested, on networks whose scores you can work out. Take the dense
@@ -180,10 +180,11 @@ results = {"first plan": score(first, dense, card, loaders["holdout"], example)}
 show("first plan", results["first plan"], card)
 
 # %% [markdown]
-# **Read the plan.** `error` is the harm that `compress` expects from a cut ([chapter
-# 06](06_choosing_ranks.ipynb)). Divide it by the MACs that the cut saves: that is the *average*
-# harm of a saved MAC. (The price of chapter 06 is the slope at the chosen rank, about the same for
-# every cut layer.) The layer with the highest average is the first that you might try to spare.
+# **Read the plan.** `error` is the harm that `compress` expects from a cut: with images, in nats
+# ([chapter 06](06_choosing_ranks.ipynb)); without them, the squared relative error ([chapter
+# 05](05_factorizing.ipynb)). Divide it by the MACs that the cut saves: that is the *average* harm
+# of a saved MAC. (The price of chapter 06 is the slope at the chosen rank, about the same for every
+# cut layer.) The layer with the highest average is the first that you might try to spare.
 
 # %%
 def average_harm(row):
@@ -235,7 +236,7 @@ def p_value(a, b, loader):
 p = p_value(first, edited, loaders["holdout"])
 print(f"p-value {p:.2f}:", "a difference" if p < 0.05 else "the same, as far as these images show")
 expected = {n: sum(r.error for r in m.plan) for n, m in (("first", first), ("edited", edited))}
-print("harm that the plans expect:", {n: f"{value:.1e}" for n, value in expected.items()})
+print("harm that the plans expect (nats):", {n: f"{value:.1e}" for n, value in expected.items()})
 
 # %% [markdown]
 # **Explain.** With so few images you can seldom tell. Then keep the plan that expects less harm. In
@@ -276,8 +277,8 @@ final = tuned if results["tuned"]["top-1"] >= before["top-1"] else chosen
 print("kept:", "the tuned network" if final is tuned else "the network before the training")
 
 # %% [markdown]
-# **Explain.** On so few images, one image is most of a point. Claim nothing from one or two points,
-# and nothing from one run (question 3 at the end).
+# **Explain.** With so few images, a single one moves the accuracy by most of a point. Claim nothing
+# from one or two points, and nothing from one run (question 3 at the end).
 #
 # ## 4. Save, load, export
 #
@@ -347,11 +348,11 @@ for why, number in sorted(reasons.items(), key=lambda item: -item[1]):
     print(f"{number:3} layers: {why}")
 
 # %% [markdown]
-# **Explain.** A budget out of reach is an error that names the least one. The plan says why a layer
-# stays dense: in a grouped convolution each output sees only some of the input channels, and
-# `compress` does not cut it. About a third of the layers of MobileNetV2 are of that kind. And a
-# network that was designed to be small usually has little accuracy to spare (random weights cannot
-# show that): start with a larger one if you can choose.
+# **Explain.** A budget that cannot be reached raises an error, and its message names the smallest
+# one that can. The plan says why a layer stays dense: in a grouped convolution each output sees
+# only some of the input channels, and `compress` does not cut it. About a third of the layers of
+# MobileNetV2 are of that kind. And a network that was designed to be small usually has little
+# accuracy to spare (random weights cannot show that): start with a larger one if you can choose.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -513,7 +514,7 @@ def look(title):
     if title.startswith("trained"):
         marks = {"compressed": "H", "extreme": "X", "latency": "d"}
         return marks[title.removeprefix("trained: ")], plots.PALETTE["sky"], 10
-    return ("p", "black", 9) if title == "your dense network" else ("*", "black", 13)
+    return ("p", "black", 9) if title == "your dense network" else ("*", "black", 19)
 
 
 
@@ -540,7 +541,8 @@ for i, (axes, cost) in enumerate(zip(panels, ("MACs", "parameters"), strict=True
         above = 4 if title.startswith("compress") else 3                 # not under the star
         axes.plot(points[title][i], gap(title), mark, color=colour, markersize=large, label=label,
                   zorder=above, **hollow)
-    axes.plot([mine_at[i]] * 2, [low, high], "_-", color="black", markersize=12)     # the interval
+    bar = {"color": "black", "markersize": 12, "linewidth": 1.2}
+    axes.plot([mine_at[i]] * 2, [low, high], "_-", **bar)            # the interval
     axes.axhline(0, color=plots.GREY, linestyle="--", linewidth=1.5, label="its dense network")
     axes.axvline(100 * my_card[cost], color=plots.GREY, linestyle=":", linewidth=1.5,
                  label="the limit of your card")
@@ -606,20 +608,29 @@ for run in [title.removeprefix("trained: ") for title in seeds]:
 # %%
 def report(title, result, p, card):
     (low, high), change = interval(result), result["top-1"] - result["dense top-1"]
-    verdict = "differs from the dense one" if p < 0.05 else "shows no difference from the dense one"
+    verdict = "It differs from the dense one" if p < 0.05 else "No difference was shown"
     limits = {limit: result[limit] <= card[limit] for limit in ("MACs", "parameters")}
     threads, version = torch.get_num_threads(), torch.__version__.split("+")[0]
-    kept = " and ".join(f"{limit} {'kept' if ok else 'NOT kept'}" for limit, ok in limits.items())
+    kept = ", ".join(f"{limit} at most {card[limit]:.0%}: {'kept' if ok else 'MISSED'}"
+                     for limit, ok in limits.items())
     return f"""# {title}
 
 **Claim.** With {result["MACs"]:.0%} of the MACs and {result["parameters"]:.0%} of the parameters
-it has {result["top-1"]:.2f} % top-1, dense {result["dense top-1"]:.2f} % ({change:+.2f} points) on
-{result["images"]} images (95 %: {low:+.1f} to {high:+.1f}). It {verdict} (McNemar, p = {p:.3f}).
-**Card.** {kept}
-**Speed.** {result["speed"]:.2f} times the dense network, batch {len(my_example)}, {threads}
-thread(s), float32, medians of runs in turns, torch {version}, processor: ...
-**Chosen on.** held-out training images: ...      **Seeds.** ...
+it has {result["top-1"]:.2f} % top-1, the dense network {result["dense top-1"]:.2f} %.
+{change:+.2f} points on {result["images"]} images (95 %: {low:+.1f} to {high:+.1f}).
+{verdict} (McNemar, p = {p:.3f}).
+
+**Card.** {kept}.
+
+**Speed.** {result["speed"]:.2f} times the dense network (batch {len(my_example)}, float32,
+{threads} thread(s), torch {version}, processor: ...; medians of runs in turns).
+
+**Chosen on.** Held-out training images: ...
+
+**Seeds.** ...
+
 **Dense network with the same extra training.** ...
+
 **What did not work.** ..."""
 
 
