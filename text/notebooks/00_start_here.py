@@ -276,7 +276,8 @@ least = shares[-1]
 
 # %%
 for share in shares:
-    print(f"{share:4.0%} of the MACs: {size[share]:10,} parameters, top-1 {top1(share):5.1f} %")
+    print(f"{100 * share:3.0f} % of the MACs: {size[share]:10,} parameters, "
+          f"top-1 {top1(share):5.1f} %")
 
 # %%
 plots.curves(
@@ -351,7 +352,7 @@ if path.exists():
     print(table(record))
     print(f"\nretrained minus dense: {accuracies['retrained'] - accuracies['dense']:+.2f} points")
 else:
-    print("No record here. Make one: lowrank-course demo --profile full --json demo-full.json")
+    print(f"No {path} here. `lowrank-course demo --profile full --json FILE` makes it")
 
 # %% [markdown]
 # All 3,925 validation images were judged. The few above were others: Imagenette offers them for
@@ -366,8 +367,8 @@ else:
 #
 # **Explain.** Most of what the cut had cost comes back without training, by the repair. Training
 # adds about half a point. This is one training, and a difference of that size may be chance:
-# [chapter 08](08_retraining.ipynb) says what you may claim. The comparison is not quite fair
-# either: the dense network did not get these extra epochs.
+# [chapter 08](08_retraining.ipynb) says what you may claim. The last line compares with the dense
+# network. That is not quite fair either: it did not get these extra epochs.
 #
 # To make such a table on your own machine, in minutes, type `make demo` in a terminal in the
 # course's folder. (Without make, type `python -m lowrank_course demo` in the environment where you
@@ -403,9 +404,13 @@ if longer.exists():
     jobs = json.loads(longer.read_text())["jobs"]
     tuned = [job for key, job in jobs.items() if key.startswith("tuned")]
     for key in ("parameters", "macs"):
-        print(f"{key:11} {tuned[0][key] / jobs['dense'][key]:.0%} of the dense network's")
+        share = 100 * tuned[0][key] / jobs["dense"][key]
+        print(f"{key:11} {share:.0f} % of the dense network's")
+    print("top-1 on the validation images:")
     print(f"dense       {jobs['dense']['accuracy']['val']:.1f} %")
     print("compressed ", ", ".join(f"{job['accuracy']['val']:.1f} %" for job in tuned))
+else:
+    print(f"No {longer} here. `python benchmarks/runs.py compressed` makes it")
 
 # %% [markdown]
 # A tenth of the parameters and a quarter of the MACs are left. In none of the three trainings is

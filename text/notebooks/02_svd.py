@@ -49,8 +49,9 @@ plots.style()
 # ## 1. Three factors
 #
 # In [chapter 01](01_rank_and_orthogonality.ipynb) every matrix turned out to rotate, stretch and
-# rotate. The **singular value decomposition** (SVD) says so in one formula. It writes any matrix
-# $A$ of shape $(m, n)$, with $m$ rows and $n$ columns, as a product:
+# rotate (some with a mirror besides). The **singular value decomposition** (SVD) says so in one
+# formula. It writes any matrix $A$ of shape $(m, n)$, with $m$ rows and $n$ columns, as a
+# product:
 #
 # $$A = U \, \mathrm{diag}(S) \, V^\top$$
 #
@@ -435,7 +436,7 @@ plots.cost_against_rank(
 
 # %% [markdown]
 # **Explain.** Nearly all: **half the rank is not half the numbers.** The line crosses the photo's
-# own count where $r\,(m + n) = m n$, so at
+# own count (*dense*: stored whole) where $r\,(m + n) = m n$, so at
 #
 # $$r_\text{break-even} = \frac{m\,n}{m + n}$$
 #
@@ -560,7 +561,8 @@ assert relative_error((U20 * S20) @ Vh20, photo) < 1.01 * best
 #
 # $$X = U\,\mathrm{diag}(S)\,V^\top \quad \text{so} \quad X^\top X = V\,\mathrm{diag}(S)^2\,V^\top$$
 #
-# The columns of $V$ are the eigenvectors of the covariance $X^\top X / (N - 1)$.
+# The matrix $X^\top X / (N - 1)$ is the **covariance** of the data. It only stretches the columns
+# of $V$, by these variances. They are its **eigenvectors**, and the variances its **eigenvalues**.
 
 # %% tags=["nbval-check-output"]
 from sklearn.datasets import load_digits
@@ -628,7 +630,7 @@ P = U_r @ U_r.T                                       # (600, 600)
 print("U_r.T @ U_r is the identity:", torch.allclose(U_r.T @ U_r, torch.eye(20).double()))
 print("U_r @ U_r.T is the identity:", torch.allclose(P, torch.eye(m).double()))
 print("P @ P equals P:             ", torch.allclose(P @ P, P))
-print("P @ photo is the rank-20 copy:", torch.allclose(P @ photo, linalg.low_rank(photo, 20)))
+print("P @ photo is the best copy: ", torch.allclose(P @ photo, linalg.low_rank(photo, 20)))
 
 # %% [markdown]
 # **Explain.** The second one. $P = U_r U_r^\top$ is a **projector**. It keeps what lies in the 20

@@ -609,13 +609,13 @@ def place_of(n):                                     # its row and column in the
 clear = {key: {n: int((S > 1.05).sum()) for n, S in of.items()} for key, of in spectra.items()}
 above = sum(count > 0 for count in clear["trained"].values())
 stem_S = spectra["trained"]["conv1"]
+lines = {"random": {"color": plots.GREY, "linestyle": "--"},
+         "trained": {"color": plots.COLOURS[0], "linestyle": "-"}}
 
 
 # %%
 figure = Figure(figsize=(11, 7.2))
 grid = figure.subplots(4, 5, sharex=True, sharey=True)
-lines = {"random": {"color": plots.GREY, "linestyle": "--"},
-         "trained": {"color": plots.COLOURS[0], "linestyle": "-"}}
 for n in convs:
     axes = grid[place_of(n)]
     for key, line in lines.items():
@@ -672,8 +672,10 @@ def needed(S):
     return 100 * linalg.rank_for_energy(S, 0.9) / len(S)
 
 
-# %%
 need = {key: [needed(S) for S in of.values()] for key, of in spectra.items()}
+middle = median(need["trained"])
+
+# %%
 figure = Figure(figsize=(9, 3.8))
 axes = figure.subplots()
 axes.vlines(range(20), need["trained"], need["random"], "#C8C8C8", linewidth=4, zorder=2)
@@ -687,7 +689,6 @@ axes.tick_params(axis="x", length=0)
 for places in list(members.values())[1:]:            # a line between two stages
     axes.axvline(places[0] - 0.5, color="#C8C8C8", linewidth=1)
 figure.legend(loc="outside upper center", ncols=2)
-middle = median(need["trained"])
 plots.show(
     figure,
     f"For each of 20 convolutions the rank that holds 90 % of the energy. The stem falls from "
@@ -758,13 +759,13 @@ if name == "imagenette":
     highest = sorted(convs, key=lambda n: spectra["trained"][n][0])[-3:]
     assert all(n.startswith("layer4") for n in highest)                  # "farthest in layer4"
     assert need["trained"][0] < 45 and float(spectra["trained"]["conv1"][-1]) < 0.15
+
+# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
+# Guards the numbers in the text; you can skip it.
 for lay in layouts.values():
     m, n = lay(K).shape
     assert linalg.rank_for_energy(torch.linalg.svdvals(lay(K)), 0.9) * (m + n) > 0.5 * K.numel()
 assert ratio[0] > 1.2 and max(ratio[1:]) < 1.1                           # "Only the stem has grown"
-
-# %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
-# Guards the numbers in the text; you can skip it.
 shortcuts = [value for n, value in zip(convs, need["random"], strict=True) if "downsample" in n]
 assert len(shortcuts) == 3 and max(shortcuts) < 73                       # "somewhat less"
 assert need["random"][0] < 73 or name == "digits"                        # "also the stem"

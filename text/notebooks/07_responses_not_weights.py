@@ -154,7 +154,7 @@ axes = figure.subplots()
 axes.vlines(range(20), need["responses"], need["weights"], "#C8C8C8", linewidth=4, zorder=0)
 for key, marker, colour in (("weights", "s", plots.GREY), ("responses", "o", plots.COLOURS[0])):
     axes.scatter(range(20), need[key], s=70, marker=marker, color=colour, label=key, zorder=3)
-axes.set(ylabel="rank that holds 90 % of the energy\n(% of the full rank)", ylim=(0, 100))
+axes.set(ylabel="rank that holds 90 % of the energy\n(% of the full rank)", ylim=(-3, 100))
 axes.set_xticks(range(20), [n.replace("layer", "").replace(".conv", ".")
                             .replace("downsample.0", "d") for n in convs], rotation=90)
 axes.set_xlabel("convolution: stage, block, number (d: downsample)")
@@ -194,9 +194,10 @@ print(f"images need more directions than noise in {more} of {len(of_noise) - 1} 
 # are alike, edges are everywhere.
 #
 # Behind the stem it is another story. There even noise gets by with few directions, and in most
-# layers images need *more* of them. So there the images cannot be the reason for the low rank. It
-# is the network's own work: each layer sees only what the layers before it let through, and to them
-# one picture of noise looks much like another.
+# layers images need *more* of them. So there a low rank does not need photographs: noise gives one,
+# too. A part of it is the network's own work: each layer sees only what the layers before it let
+# through. (How large a part, this does not say. Noise may need few directions for a reason of its
+# own: to these layers one picture of noise looks much like another.)
 #
 # Keep the picture. **The weights of a trained network are hardly low-rank. Its responses are.** A
 # direction of the kernel that hardly any image uses still costs rank, and gives next to nothing.
@@ -471,10 +472,11 @@ for key, build in ways_to_cut(probe, quarter).items():
 # none of the three: their directions were made for the kernel.
 #
 # The two-sided cut makes larger errors in $y$ than the cut by responses, but each unit of its
-# error moves the answers less (last column). Even so, its KL need not be the smallest here, and the
-# cut in units of the batch norm may do as well or better: $G$ comes from one drawn answer for each
-# of few training images, so it is rough. At a quarter of the rank the second order is rough as
-# well. One layer does not decide; section 7 compares whole networks.
+# error moves the answers less than a unit of theirs (last column). That does not make it the best
+# one here. The cut in units of the batch norm may do as well or better, in this column and in KL:
+# $G$ comes from one drawn answer for each of few training images, so it is rough. At a quarter of
+# the rank the second order is rough as well. One layer does not decide; section 7 compares whole
+# networks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -588,9 +590,9 @@ print(f"{last}, new images: error {before:.3f}, mended {after:.3f}")
 # the cut network"? In which half of the network does the refit help more?
 
 # %%
-networks["refitted"] = copy.deepcopy(networks["two-sided"])
-refit(networks["refitted"], dense, batches["statistics"], list(convs))
-curves["refitted"] = errors_of(networks["refitted"], test_on)["in the cut network"]
+networks["two-sided, refitted"] = copy.deepcopy(networks["two-sided"])
+refit(networks["two-sided, refitted"], dense, batches["statistics"], list(convs))
+curves["refitted"] = errors_of(networks["two-sided, refitted"], test_on)["in the cut network"]
 plots.curves(
     {key: (range(1, 21), [100 * v for v in values]) for key, values in curves.items()},
     xlabel="convolution, from the first to the last",
@@ -747,7 +749,7 @@ plots.show(figure, "Nine networks at equal MACs, from the largest KL to the smal
 # test, chapter 06). Where the p-value is above 0.05, say "the same", for short: these images show
 # no difference, which does not prove that there is none. And look at the count itself: fewer than
 # half means that the line is *farther* from the dense answers on most images, although its mean is
-# smaller. A few images with a very large KL rule a mean (chapter 06). Where mean and count
+# smaller. A few images with a very large KL can decide a mean (chapter 06). Where mean and count
 # disagree, report both.
 #
 # On the photographs the cut by weights loses most. Compare it with *weights, mean kept*: that step
@@ -758,15 +760,15 @@ plots.show(figure, "Nine networks at equal MACs, from the largest KL to the smal
 # weights, and the two-sided one is nearer than that by responses. (On the digits, where the network
 # is nearly always right, these two may be the same.)
 #
-# The refit improves the two-sided cut once more (*refitted*). *Weights, refitted* had the same mend
-# and other directions. On the photographs the test does not tell it from *refitted*: the mend looks
-# at the responses itself, and makes up for directions that were chosen without them. (With the
-# digits the two-sided directions stay ahead.) So let the responses in, at the latest in the mend:
-# in the cut alone they do not do as much (compare *two-sided* with *weights, refitted*).
+# The refit improves the two-sided cut once more (*two-sided, refitted*). *Weights, refitted* had
+# the same mend and other directions. On the photographs the test does not tell the two apart: the
+# mend looks at the responses itself, and makes up for directions that were chosen without them.
+# (With the digits the two-sided directions stay ahead.) So let the responses in, at the latest in
+# the mend: in the cut alone they do not do as much (compare *two-sided* with *weights, refitted*).
 #
-# Where the units of the batch norm stand, read in the table. Beside *responses* the test decides,
-# not the means. They are a first guess at what counts: a large scale does not yet mean that the
-# answers feel the channel.
+# And the cut in units of the batch norm? Find it in the table. To compare it with *responses*, use
+# the test, not the means. Such units are only a first guess at what counts: a large scale does not
+# yet mean that the answers feel the channel.
 #
 # `compress` with `data` does all of this: two-sided directions, ranks by price in nats (chapter
 # 06), the refit. It may also take the spatial form, layer by layer. (For that form the best cut has
@@ -779,9 +781,10 @@ plots.show(figure, "Nine networks at equal MACs, from the largest KL to the smal
 # %%
 best = compress(dense, example, budget=kept, data=batches["statistics"])
 kl["compress"] = divergence(log_answers(best, batches["judge"]))
-nearer = int((kl["compress"] < kl["refitted"]).sum())
+nearer = int((kl["compress"] < kl["two-sided, refitted"]).sum())
 print(f"compress: {count_macs(best, example) / count_macs(dense, example):.0%} of the MACs, "
-      f"KL {kl['compress'].mean():.3f}; nearer than refitted on {nearer} of {len(labels)} images")
+      f"KL {kl['compress'].mean():.3f}; nearer than two-sided, refitted on {nearer} of "
+      f"{len(labels)} images")
 
 # %% [markdown]
 # **Explain.** Three things are new at once: the ranks, in some layers the form, and the gradients
@@ -806,7 +809,7 @@ assert count_macs(best, example) <= kept * count_macs(dense, example)
 # Guards the numbers in the text; you can skip it.
 if not quick or name == "digits":
     pairs = [("responses", "weights"), ("weights, recal.", "weights"), ("two-sided", "responses"),
-             ("refitted", "two-sided"), ("compress", "refitted"),
+             ("two-sided, refitted", "two-sided"), ("compress", "two-sided, refitted"),
              ("responses", "weights, mean kept")]
     if name == "digits":
         pairs.remove(("two-sided", "responses"))              # "may be the same"
@@ -817,7 +820,7 @@ assert by["weights, refitted"] < by["two-sided"] or quick             # "as much
 assert abs(of_noise[0] - need["weights"][0]) < 8                      # "about as many"
 assert more > 12 and np.median(of_noise[1:]) < 30                     # "in most layers", "few"
 if not quick or name == "digits":
-    won = int((kl["refitted"] < kl["weights, refitted"]).sum())
+    won = int((kl["two-sided, refitted"] < kl["weights, refitted"]).sum())
     p = binomtest(won, len(labels)).pvalue
     assert p > 0.05 if name == "imagenette" else (p < 0.05 and won > len(labels) / 2)   # "ahead"
 

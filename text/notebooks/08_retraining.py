@@ -846,6 +846,37 @@ if lengths:
 # you have time for one epoch only, a good refit without training may be the better choice. Look at
 # held-out images before and after.
 #
+# ### Was the learning rate right?
+#
+# All these trainings had the same learning rate, 0.015 at its highest. But a comparison at one rate
+# may only show whom that rate suits. So three of the five cuts were trained again for three epochs
+# (seed 0), with half of the rate and with twice the rate.
+#
+# **Predict.** Which rate is best here? And who is ahead at each?
+
+# %%
+RATES = {0.0075: "rate 0.0075", 0.015: "seed 0", 0.03: "rate 0.03"}
+at_rate = {}
+if short:
+    at_rate = {rate: {way: short[f"{way}, {key}"] for way in ("weights", "not refitted", "ours")}
+               for rate, key in RATES.items()}
+for rate, trio in at_rate.items():
+    print(f"learning rate {rate}")
+    for way, job in trio.items():
+        only_it, only_ours, p = mcnemar(answers_of(job), answers_of(trio["ours"]))
+        beside = f", only it is right {only_it}, only ours {only_ours}, p-value {p:.2g}"
+        print(f"   {way:13} {job['accuracy']['val']:.1f} % (held-out "
+              f"{job['accuracy']['holdout']:.1f} %){'' if way == 'ours' else beside}")
+if at_rate:
+    pairs = {way: (at_rate[0.015][way], job) for way, job in at_rate[0.0075].items()}
+    pairs["ours, beside its 8 epochs"] = (lengths["8 epochs"], at_rate[0.0075]["ours"])
+    halved = {key: mcnemar(*map(answers_of, pair)) for key, pair in pairs.items()}
+    for key, (lost, won, p) in halved.items():
+        print(f"the lower rate, {key}: {won} won, {lost} lost, p-value {p:.2g}")
+
+# %% [markdown]
+# **Explain.** XXX
+#
 # ### Three controls
 #
 # A sceptic will ask for three **controls**:

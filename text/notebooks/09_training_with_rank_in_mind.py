@@ -193,13 +193,15 @@ for name in ("layer1.0.conv1", "layer2.1.conv2", "layer3.0.conv2"):
     W = shipped.get_submodule(name).weight.detach().float().flatten(1)
     S, start = (torch.linalg.svdvals(M) for M in (W, torch.randn_like(W)))
     used[name] = effective_rank(S) / len(W), effective_rank(start) / len(W)
-    held = 100 * float(linalg.energy(S)[len(W) // 8 - 1])
+    k = len(W) // 8
+    held, chance = (100 * float(linalg.energy(M)[k - 1]) for M in (S, start))
     print(f"{name}: effective rank {effective_rank(S):.1f} of {len(W)} (random "
-          f"{effective_rank(start):.1f}), energy at an eighth of the rank {held:.0f} %")
+          f"{effective_rank(start):.1f}), energy at rank {k} {held:.0f} % (random {chance:.0f} %)")
 
 # %% [markdown]
-# **Explain.** No. Long training concentrates the energy, but nearly all directions stay in use.
-# Nothing in the loss asks for few directions. So add a term that asks.
+# **Explain.** No. Training has concentrated the energy (compare with the random kernels), but
+# nearly all directions stay in use. Nothing in the loss asks for few directions. So add a term that
+# asks.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -296,10 +298,10 @@ assert abs(float(hoyer(torch.outer(torch.ones(3), torch.arange(1.0, 5)))) - 1) <
 # %% [markdown]
 # ## 3. Weight decay on factors is not what you think
 #
-# Now let $W = A B$, with two factors that are trained. PyTorch's weight decay shrinks $A$ and $B$.
-# What does that do to their *product*, which is what the network uses? Among all factors with
-# product $W$, the smallest are the balanced ones, $A = U S^{1/2}$ and $B = S^{1/2} V^\top$. For
-# them
+# Now let $W = A B$, with two factors that are trained. PyTorch's weight decay shrinks $A$ and
+# $B$. What does that do to their *product*, which is what the network uses? Among all factors with
+# product $W$, the smallest sum of squares belongs to the balanced ones, $A = U S^{1/2}$ and
+# $B = S^{1/2} V^\top$. For them
 #
 # $$\tfrac12 \big( \lVert A \rVert_F^2 + \lVert B \rVert_F^2 \big) = \lVert W \rVert_*$$
 #
@@ -356,10 +358,11 @@ for name in ("weight decay", "Frobenius decay"):
 # %% [markdown]
 # **Explain.** A single step takes the same *share* from every singular value: 0.9 times 0.9 is 0.81
 # of it stays. That changes no shape. The difference shows at the end, where loss and decay balance.
-# For the factors the loss must pull at least as hard as $\lambda$, however small the singular value
-# is. What it pulls less than that fades away. Here $\lambda$ is 0.3: every value ends 0.3 lower,
-# and the last is gone, as with the nuclear norm. Frobenius decay pulls back with $\lambda\sigma$,
-# less and less as $\sigma$ falls. So all values end at 1/1.3 of theirs, and none is lost.
+# With weight decay on the factors, the loss must pull at a direction at least as hard as $\lambda$,
+# however small its singular value is. A direction at which it pulls less fades away. Here $\lambda$
+# is 0.3: each value above 0.3 ends 0.3 below its goal, and the last one, 0.2, is gone, as with the
+# nuclear norm. Frobenius decay pulls back with $\lambda\sigma$, less and less as $\sigma$ falls. So
+# every value ends at its goal divided by 1.3, and none is lost.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -570,8 +573,8 @@ for way, values in before.items():
     print(f"{way:25} {rank:14.1f} {held:11.0f} % {size[way]:14.1f} {np.mean(values):12.1f} %")
 
 # %% [markdown]
-# **Explain.** Four of the ways bring the effective rank down to less than half. Their accuracy ends
-# up to two points lower, before anything is cut.
+# **Explain.** Four of the ways bring the effective rank down to less than half. This costs accuracy
+# before anything is cut: two points at most.
 #
 # Look at the last two: the same layers, the same strength. Weight decay on the factors ends like a
 # nuclear norm. Frobenius decay leaves most of the rank alone. Why does the rank fall with it at
@@ -679,7 +682,7 @@ for axes, by in zip(figure.subplots(1, 2, sharey=True), BY, strict=True):
         means = [np.mean(after[way, by, rank]) for rank in (*RANKS, "uncut")]
         axes.plot(["4", "6", "8", "uncut"], means, marker="o", label=way)
     axes.set(title=f"cut by {by}", xlabel="rank of the three kernels")
-    axes.set_ylim(35, 100)
+    axes.set_ylim(20, 100)
 figure.axes[0].set_ylabel("top-1 on held-out images (%)")
 figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
 plots.show(
@@ -725,17 +728,17 @@ for rank in (4, 6):
 # - Preparation helps. At rank 6, cut by weights, the network with decayed factors keeps far more
 #   than the plain one.
 # - The control helps, too. At rank 4, cutting by responses lifts the plain network by many points,
-#   without any preparation. *Alone*, its mean there is as high as that of the preparation
-#   alone, or higher. Whether the test shows it changes with the processor: read the third line. (At
+#   without any preparation. *Alone*, its mean there is as high as that of the preparation alone, or
+#   higher. Whether the test shows it changes with the processor: read the third comparison. (At
 #   rank 6 the preparation alone has the higher mean, by a few points.)
 # - Both together have the highest mean of these four at rank 4. Whether the test tells it from
-#   either alone, the last two lines of that rank say. (They do not simply add up:
-#   part of what they win is the same.)
+#   either alone, the last two comparisons at that rank say. (They do not simply add up: part of
+#   what they win is the same.)
 # - A low effective rank is not enough. The SVD way has the lowest of all. Yet at rank 4, cut by
-#   weights, it is no better than plain. Nor does the energy warn you: at rank 4 it holds about as
-#   much of it as the two ways that do best (table in section 5). A high energy still leaves a large
-#   error: 80 % of the energy is a relative error of 45 % (chapter 02). And neither number says what
-#   the lost directions do for the answer. Only the measured accuracy does.
+#   weights, it is no better than plain, and may be far worse. Nor does the energy warn you: at rank
+#   4 it holds about as much of it as the two ways that do best (table in section 5). A high energy
+#   still leaves a large error: 80 % of the energy is a relative error of 45 % (chapter 02). And
+#   neither number says what the lost directions do for the answer. Only the measured accuracy does.
 #
 # Ten tests are many. Where there is no difference at all, chance still makes one in twenty fall
 # below 0.05. So trust a very small p-value more than one just below the line. And five seeds are
@@ -839,9 +842,9 @@ for key in scores:
 # %% [markdown]
 # **Explain.** The published effect does not show: the means lie close together, about as far apart
 # as the seeds scatter. If one of the three tests should say *higher* or *lower*, be careful: with
-# five other seeds the verdict may turn round. That does not refute it. Khodak et al. (2021) trained
-# deep networks for many epochs; here are four layers and few steps. The honest sentence is: "this
-# setting does not show it". (Section 9 tries a deeper network.)
+# five other seeds the verdict may turn round. But none of this refutes the published effect. Khodak
+# et al. (2021) trained deep networks for many epochs; here are four layers and few steps. The
+# honest sentence is: "this setting does not show it". (Section 9 tries a deeper network.)
 #
 # **Predict.** Now fine-tune what you cut. Right after the cut the networks were far apart. How far
 # will they be at the end? And where do the thin factors stand, which nobody cut? (In the picture they
@@ -1042,7 +1045,7 @@ for one, other in combinations(fours, 2):
     print(f"   p-value {unlike[one, other]:.2g}: {one} against {other}")
 
 # %% [markdown]
-# **Explain.** Here the figures stand as published. The spectral start together with Frobenius decay
+# **Explain.** Here the order is the published one. The spectral start together with Frobenius decay
 # ends highest, by one point or more, and each of its three tests falls below 0.05, one of them far
 # below. For either part *alone* no test shows a gain. A likely reason that it shows here and not
 # with the digits: this network is deep, with pair behind pair, as those of Khodak et al. (2021).
@@ -1051,9 +1054,10 @@ for one, other in combinations(fours, 2):
 #
 # Also look at the height. The best of the four ends eleven points below the same layers when they
 # are cut from the dense network and trained for three epochs (*ours* in chapter 08). Those three
-# had a teacher and CutMix, but without either they end as high (chapter 08, section 7). What stands
-# behind them is the dense network's long training. (Chapter 08 also trains a compressed
-# architecture from scratch for as long as that. There the gap is gone.)
+# had a teacher and CutMix, but without the one or without the other they end as high (chapter 08,
+# section 7). So the likely reason is the dense network's long training, from which they start.
+# (Chapter 08 also trains a compressed architecture from scratch for as long as that. There the gap
+# is gone.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -1098,8 +1102,9 @@ if fours:
 #    weight decay changes no shape.
 # 3. Where training comes to rest, weight decay on two factors is a nuclear norm on their product.
 #    Frobenius decay is the weight decay that the dense layer had.
-# 4. Most preparations help right after a cut by weights. Cutting by responses helps as well. At the
-#    smallest rank, both together have the highest mean of the four that were compared.
+# 4. Some preparations help much right after a cut by weights, others little or not at all. Cutting
+#    by responses helps as well. At the smallest rank, both together have the highest mean of the
+#    four that were compared.
 # 5. Fine-tuning removes most of the difference. With ResNet-18 on photographs, one preparation
 #    ended level with its control, the other below it. Thin factors from the start ended as high on
 #    the digits; on photographs eight epochs were far too few for that. Always compare with a plain

@@ -609,31 +609,23 @@ for run in [title.removeprefix("trained: ") for title in seeds]:
 def report(title, result, p, card):
     (low, high), change = interval(result), result["top-1"] - result["dense top-1"]
     verdict = "It differs from the dense one" if p < 0.05 else "No difference was shown"
-    limits = {limit: result[limit] <= card[limit] for limit in ("MACs", "parameters")}
     threads, version = torch.get_num_threads(), torch.__version__.split("+")[0]
-    kept = ", ".join(f"{limit} at most {card[limit]:.0%}: {'kept' if ok else 'MISSED'}"
-                     for limit, ok in limits.items())
-    return f"""# {title}
+    kept = {limit: "kept" if result[limit] <= card[limit] else "MISSED" for limit in card
+            if limit != "speed"}
+    return "\n\n".join([
+        f"# {title}",
+        f"**Claim.** With {result['MACs']:.0%} of the MACs and {result['parameters']:.0%} of the "
+        f"parameters\nit has {result['top-1']:.2f} % top-1, the dense network "
+        f"{result['dense top-1']:.2f} %.\n{change:+.2f} points on {result['images']} images "
+        f"(95 %: {low:+.1f} to {high:+.1f}).\n{verdict} (McNemar, p = {p:.3f}).",
+        "**Card.** " + ", ".join(f"{key} at most {card[key]:.0%}: {kept[key]}" for key in kept),
+        f"**Speed.** {result['speed']:.2f} times the dense network (batch {len(my_example)}, "
+        f"float32,\n{threads} thread(s), torch {version}, processor: ...; medians, in turns).",
+        *(f"**{todo}.** ..." for todo in ("Chosen on held-out training images", "Seeds",
+          "The dense network with the same extra training", "What did not work")),
+    ])
 
-**Claim.** With {result["MACs"]:.0%} of the MACs and {result["parameters"]:.0%} of the parameters
-it has {result["top-1"]:.2f} % top-1, the dense network {result["dense top-1"]:.2f} %.
-{change:+.2f} points on {result["images"]} images (95 %: {low:+.1f} to {high:+.1f}).
-{verdict} (McNemar, p = {p:.3f}).
-
-**Card.** {kept}.
-
-**Speed.** {result["speed"]:.2f} times the dense network (batch {len(my_example)}, float32,
-{threads} thread(s), torch {version}, processor: ...; medians of runs in turns).
-
-**Chosen on.** Held-out training images: ...
-
-**Seeds.** ...
-
-**Dense network with the same extra training.** ...
-
-**What did not work.** ..."""
-
-
+# %%
 print(report(my_name, my_final, my_p, my_card))
 
 # %% [markdown]

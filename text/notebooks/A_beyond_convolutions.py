@@ -27,7 +27,7 @@
 # 07](07_responses_not_weights.ipynb) looks at responses in depth. What you need of it is repeated
 # here. MACs and `compress` are those of [chapter 00](00_start_here.ipynb).
 #
-# **Time:** 25 minutes to read, about 1 minute to run.
+# **Time:** 30 minutes to read, about 1 minute to run.
 
 # %%
 import importlib.util
@@ -64,10 +64,11 @@ _ = torch.manual_seed(0)
 # You build a small vision transformer and train it here, in seconds. It reads the handwritten digits
 # of scikit-learn. All of this chapter uses them, on every machine: nothing is downloaded.
 #
-# The image is cut into patches. Each becomes a **token**, a vector of numbers. In **attention** the
-# tokens look at each other. Each token asks with its *query* $q$, and all answer with their *key* $k$.
-# The better the two match, the more of the *value* $v$ is passed on. Several **heads** do so side by
-# side, each with its own part of the numbers.
+# The image is cut into patches. Each becomes a **token**, a vector of numbers. A trained vector
+# (`position`) is added to it, for attention alone could not tell where a patch was. In
+# **attention** the tokens look at each other. Each token asks with its *query* $q$, and all answer
+# with their *key* $k$. The better the two match, the more of the *value* $v$ is passed on.
+# Several **heads** do so side by side, each with its own part of the numbers.
 
 # %%
 class Attention(nn.Module):
@@ -87,10 +88,10 @@ class Attention(nn.Module):
 
 
 # %% [markdown]
-# After attention comes an **MLP**: two linear layers, to four times the width and back. `GELU`, a
-# smooth ReLU, stands between them. Before each part, `LayerNorm` brings the numbers of each token
-# to mean 0 and variance 1, then scales and shifts them. Each result is *added* to what came in.
-# Remember this plus sign for section 6.
+# After attention comes an **MLP** (multilayer perceptron): two linear layers, to four times the
+# width and back. `GELU`, a smooth ReLU, stands between them. Before each part, `LayerNorm` brings
+# the numbers of each token to mean 0 and variance 1, then scales and shifts them. Each result is
+# *added* to what came in. Remember this plus sign for section 6.
 
 # %%
 class Block(nn.Module):
@@ -165,8 +166,9 @@ assert sum(m.weight.numel() for m in inside) > 0.85 * count_parameters(vit)   # 
 # How many directions does a layer need? Look at its weights, and at its **responses**: what it
 # gives out for real images. Put all responses into one large matrix $Y$, with one response in each
 # row, and subtract their mean. Their **covariance** is $Y^\top Y$, divided by the number of rows.
-# With $Y = U S V^\top$ this is $V S^2 V^\top$, up to that factor. So the directions $V$ are the
-# **eigenvectors** of the covariance, and the squared singular values are its **eigenvalues**.
+# With $Y = U S V^\top$ (here $S$ is the diagonal matrix) this is $V S^2 V^\top$, divided by that
+# number. So the directions $V$ are the **eigenvectors** of the covariance. The squared singular
+# values, divided by the number of rows, are its **eigenvalues**.
 #
 # **Predict.** What share of the full rank holds 90 % of the energy: of the weights? Of the responses?
 
@@ -202,14 +204,15 @@ for shape in ((64, 64), (256, 64)):                          # of attention, of 
     print(f"random numbers, {shape[0]:3} × {shape[1]}: {100 * rank / min(shape):.0f} %")
 
 # %% [markdown]
-# **Explain.** As in a ResNet-18: the weights are hardly low-rank, the responses are. But both have
+# **Explain.** As in a ResNet-18: the weights are hardly low-rank, the responses are. But there are
 # simple reasons here. The network was trained for seconds only, so its weights need nearly as many
 # directions as random numbers of the same shape. (That is why the MLPs lie higher: their matrices
-# are longer.) And the digits are simple: a patch shows about 2 × 2 pixels of an 8 × 8 picture, so
-# the responses have little to vary in. (That need not be all. In a ResNet-18 even noise gives few
-# directions behind the first layer, so there the network itself makes the rank low: [chapter
-# 07](07_responses_not_weights.ipynb), section 1.) Large transformers, on real texts and
-# photographs, show the same gap (Yu and Wu, 2023).
+# are longer.) And the digits are simple: a patch shows about 2 × 2 pixels of an 8 × 8 picture. So
+# q, k and v of the first block, which see one patch at a time, have little to vary in. Later layers
+# mix the patches, and need a few more directions. (Why so few, is not tested here. In a ResNet-18
+# even noise needs only few behind the first layer: [chapter 07](07_responses_not_weights.ipynb),
+# section 1.) Large transformers, on real texts and photographs, show the same gap (Yu and Wu,
+# 2023).
 #
 # **Predict.** `compress` cuts this transformer, once by its weights alone, once by its responses.
 # About a third of the MACs may stay, and nothing is retrained. How much accuracy is left?
@@ -222,7 +225,7 @@ for budget in budgets:
         cuts[kind][budget] = compress(vit, images[:1], budget, data=seen)
         scores[kind].append(evaluate(cuts[kind][budget], [val]))
     now = ", ".join(f"by {kind} {values[-1]:.1f} %" for kind, values in scores.items())
-    print(f"{budget:.0%} of the MACs: {now}")
+    print(f"{100 * budget:.0f} % of the MACs: {now}")
 
 # %%
 percent = [100 * budget for budget in (1, *budgets)]
@@ -395,13 +398,14 @@ print("shape", tuple(between.shape), "rank", linalg.numerical_rank(between))
 # Attention is factorised from the start. If a head is too narrow, this rank is too small for what
 # it should express (Bhojanapalli et al., 2020).
 #
-# There is another place for a low rank. While a language model writes, it keeps $k$ and $v$ of all
-# earlier tokens, the **key-value cache**. For long texts it can take more memory than the weights.
-# But $k$ and $v$ come from the same $x$. Stack $W_k$ and $W_v$, now those of all heads, to one
-# matrix $W$ (128 × 64). Cut it to $U_r (U_r^\top W)$, and keep only the $r$ numbers $U_r^\top W x$
-# of each token in place of 128: multiplied by $U_r$, they give $k$ and $v$ again. (DeepSeek-V2 is
-# built and trained like that. It merges $U_r$ into the query and output layers, so $k$ and $v$ are
-# never built. It keeps a few more numbers for the position of each token.)
+# There is another place for a low rank. While a language model writes, it keeps $k$ and $v$ of
+# all earlier tokens, the **key-value cache**. For long texts it can take more memory than the
+# weights. But $k$ and $v$ come from the same $x$. Stack $W_k$ and $W_v$, now those of all heads,
+# to one matrix $W$ (128 × 64). Cut it to $U_r (U_r^\top W)$, and keep only the $r$ numbers
+# $U_r^\top W x$ of each token in place of 128: multiplied by $U_r$, they give nearly the same $k$
+# and $v$. (At $r = 64$ exactly the same: the rank of $W$ is no higher.) (DeepSeek-V2 is built and
+# trained like that. It merges $U_r$ into the query and output layers, so $k$ and $v$ are never
+# built. It keeps a few more numbers for the position of each token.)
 #
 # Your transformer writes no text and keeps no cache. The cell only cuts the stack of each block to
 # rank 16, to see what that would cost in accuracy.
@@ -503,10 +507,11 @@ trained = {
 
 # %%
 reached = {way: evaluate(model, [judge]) for way, model in tuned.items()}
-print(f"{'nothing':11} {0:8,} trained         {frozen:5.1f} %")
+print("trained      numbers    share    top-1")
+print(f"{'nothing':11} {0:8,} {0:6.1f} % {frozen:6.1f} %")
 for way, score in reached.items():
-    share = trained[way] / count_parameters(network)
-    print(f"{way:11} {trained[way]:8,} trained {share:6.1%} {score:6.1f} %")
+    share = 100 * trained[way] / count_parameters(network)
+    print(f"{way:11} {trained[way]:8,} {share:6.1f} % {score:6.1f} %")
 
 # %% [markdown]
 # **Explain.** About one number in a hundred. Rank 1 adds a single direction to each layer, and
@@ -636,8 +641,8 @@ print(f"of I + W: {linalg.numerical_rank(identity + update)}")
 
 # %% [markdown]
 # **Explain.** All directions of the identity count the same, so half of the rank loses half of the
-# energy ($0.71^2 = 0.5$). Now look at the plus sign: $x + f(x)$ in a residual block, $W + BA$ in
-# LoRA. Both keep the part of full rank aside. Only the difference, $f$ or $BA$, has to be thin.
+# energy ($0.71^2 \approx 0.5$). Now look at the plus sign: $x + f(x)$ in a residual block, $W + BA$
+# in LoRA. Both keep the part of full rank aside. Only the difference, $f$ or $BA$, has to be thin.
 # This is one reason why $f$ can be cut, and $BA$ can be thin.
 #
 # **Where there is little to save.** A depthwise convolution has one small filter for each channel,
