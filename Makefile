@@ -68,7 +68,8 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name .git -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune \
 	    -exec rm -rf {} +
-	@echo "The data and decoded images outside this folder stay; 'lowrank-course doctor' says where."
+	@echo "The data and decoded images outside this folder stay: in ~/.cache/lowrank-course, or where"
+	@echo "LOWRANK_CACHE and LOWRANK_DATA say."
 
 $(RUN): pyproject.toml | $(PY)
 	@$(call install,.)

@@ -53,9 +53,10 @@ def compress(
     form : "channel", "spatial", "tucker2" or "auto" for convolutions. "auto" takes for each layer
         the channel or the spatial form, whichever costs less for its error.
     data : batches (images, labels) that can be read several times, about a thousand training
-        images; labels are not used. Then what the layers' *responses* need is kept, in the measure
-        in which the network feels it, and layers and batch norms are refitted, front to back, to
-        what the dense ones give. None: the weights alone decide.
+        images, classes mixed (the costly parts see the first 256); labels are not used. Then what
+        the layers' *responses* need is kept, in the measure in which the network feels it, and
+        layers and batch norms are refitted, front to back, to what the dense ones give. None: the
+        weights alone decide.
     recalibrate : False leaves the refit out: only the layers that are cut change
 
     Returns

@@ -53,7 +53,7 @@ def demo(
         raise ValueError(f"profile={profile!r} is unknown; use one of {', '.join(PROFILES)}")
     start = time.perf_counter()
     options = PROFILES[profile]
-    name = find_data(data)
+    name = find_data(data, profile=profile)
     dense = load_resnet18(name)
     size = dense.evaluation_size
     train_images, val_images = load_images("train", name), load_images("val", name)

@@ -76,7 +76,7 @@ def frontier(
     """
     if profile not in PER_CLASS:
         raise ValueError(f"profile={profile!r} is unknown; use one of {', '.join(PER_CLASS)}")
-    name = find_data(data)
+    name = find_data(data, profile=profile)
     dense = load_resnet18(name).to(memory_format=torch.channels_last)
     size = dense.evaluation_size
     calibrate, judge = PER_CLASS[profile]

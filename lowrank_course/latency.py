@@ -81,7 +81,8 @@ def pick(
 
     The layers' times do not add up to the network's: other layers run in between, and a layer by
     itself finds its data in the processor's caches. So plans are timed in turns with the dense
-    network, their weights zero; the prices only say how a saving is shared among the layers.
+    network, their weights zero; the prices only say how a saving is shared among the layers. TRIES
+    plans are measured at most. The last one stands, even if it lies somewhat above the budget.
 
     ValueError where even the fastest plan takes longer, or saves nothing that can be measured.
     """

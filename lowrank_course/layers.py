@@ -47,7 +47,7 @@ def supported(layer: nn.Module) -> str | None:
         return f"it is a grouped convolution (groups={layer.groups})"
     weight = layer._parameters["weight"]
     if weight is None or weight.numel() == 0 or not weight.is_floating_point():
-        return "its weight is empty or not real"
+        return "its weight is empty, or not of floating-point numbers"
     return None
 
 
@@ -84,7 +84,7 @@ def _check(layer: nn.Module, form: str, rank: Rank) -> Rank:
     if not isinstance(rank, tuple | list) or len(rank) != 2:
         raise ValueError(f"rank={rank!r}: give two for tucker2, (inputs, outputs), up to {full}")
     size = layer.get_parameter("weight").shape
-    first, second = (check_rank(r, f, size) for r, f in zip(rank, full, strict=True))
+    first, second = (check_rank(rank[i], full[i], size, f"rank[{i}]") for i in (0, 1))
     return first, second
 
 

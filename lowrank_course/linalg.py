@@ -15,7 +15,7 @@ from torch import Tensor
 def check_rank(rank: int, full: int, shape: Sequence[int], name: str = "rank") -> int:
     """Return `rank` as an int if it lies in 1..full, else raise a ValueError that says why.
 
-    `shape` is the shape of the matrix that has full rank `full`; it is used in the message only.
+    `shape` is that of the matrix or kernel with full rank `full`; it is used in the message only.
     """
     try:
         value = operator.index(rank)  # takes numpy integers, refuses 8.0
@@ -26,8 +26,8 @@ def check_rank(rank: int, full: int, shape: Sequence[int], name: str = "rank") -
     if value < 1:
         raise ValueError(f"{name}={value} is too small: give an int from 1 to {full}")
     if value > full:
-        size = tuple(int(n) for n in shape)
-        raise ValueError(f"{name}={value} exceeds {full}, the full rank of this {size} matrix")
+        size = f"{tuple(int(n) for n in shape)} {'matrix' if len(shape) == 2 else 'kernel'}"
+        raise ValueError(f"{name}={value} exceeds {full}, the full rank of this {size}")
     return value
 
 
@@ -73,8 +73,9 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 def gram_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Thin U, S, Vh, largest first, from the eigenvectors of matrix @ matrix^T: far faster.
 
-    U diag(S) Vh equals the matrix as exactly as `torch.linalg.svd` would give it, but of singular
-    values below the root of eps (1e-8 of the largest in float64) only the size is right.
+    U diag(S) Vh equals the matrix as exactly as `torch.linalg.svd` would give it. But singular
+    values below the root of eps (1e-8 of the largest in float64) are mixed with each other: that
+    they are so small is all that is known, and their rows of Vh need not be orthogonal.
     """
     if matrix.shape[0] > matrix.shape[1]:
         V, S, Uh = gram_svd(matrix.mT)
@@ -99,7 +100,7 @@ def low_rank(matrix: Tensor, rank: int) -> Tensor:
 def balanced_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Factors left (m, rank) and right (rank, n), with left @ right = low_rank(matrix, rank).
 
-    Each takes sqrt(S), so both have the same size; that suits gradient steps on both.
+    Each takes sqrt(S), so both have the same Frobenius norm; that suits gradient steps on both.
     """
     U, S, Vh = truncated_svd(matrix, rank)
     root = S.sqrt()

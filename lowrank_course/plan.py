@@ -25,8 +25,10 @@ Layer = nn.Conv2d | nn.Linear
 class Row:
     """What the plan says of one layer; "" is no reason.
 
-    `error` is what the ranks were chosen by. With data: how far the answers move by this cut, in
-    nats (KL divergence at temperature 2, to second order). By weights alone: relative and squared.
+    `error` is what the ranks were chosen by. With data: a prediction of how far the answers move by
+    this cut, in nats (KL divergence at temperature 2, to second order, errors at different places
+    taken as unrelated). It is mostly too low: compare, do not quote. By weights alone: the squared
+    relative error.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Which rank for which layer, under a budget.
 
-A layer's choices are a list of `Choice`: dense, or a form at a rank, each with its error (0 for
-the dense layer, 1 for a layer that gives nothing but its mean) and its cost.
+A layer's choices are a list of `Choice`: dense, or a form at a rank, each with its error and its
+cost. The dense layer has error 0. By weights, errors are squared and relative; with data, in nats.
 """
 
 from __future__ import annotations
@@ -54,10 +54,11 @@ def errors(singular_values: Tensor) -> Tensor:
 
 
 def global_budget(choices: Mapping[str, Sequence[Choice]], budget: float) -> dict[str, Choice]:
-    """One choice for each layer with the least sum of errors whose costs sum to `budget` at most.
+    """One choice for each layer, with little error in sum, whose costs sum to `budget` at most.
 
     Bisects the price lambda of a unit of cost; at a given price each layer by itself takes the
-    choice with the least error + lambda cost (Everett, Operations Research 1963).
+    choice with the least error + lambda cost (Everett, Operations Research 1963). The result has
+    the least sum of errors for what it costs; within the budget another may have a little less.
 
     Raises
     ------

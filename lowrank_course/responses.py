@@ -30,8 +30,9 @@ def covariances(
     """Mean and covariance of what each named layer gives out, in one pass over `batches`.
 
     Nothing but the sums is kept, so memory grows with the squares of the layers' widths and not
-    with the images. Sums are float64; responses are shifted by the first batch's mean before they
-    are squared, so that a large mean does not cancel the digits of a small variance.
+    with the images. The sums of a batch are float32, of all batches float64; responses are shifted
+    by the first batch's mean before they are squared, so that a large mean does not cancel the
+    digits of a small variance.
 
     Returns
     -------
@@ -83,9 +84,10 @@ def sensitivities(
     """How much the network's answer feels what each layer gives out: its Fisher information.
 
     G = E[sum over positions of g g^T], with g the gradient of -log p(answer) at the layer's output
-    and the answer drawn from the network's own p (Amari 1998): no labels are needed. An error e
-    in the output changes the answers by e^T G e / 2 nats, to second order. A network that is sure
-    of its answers has almost no gradients left: scores divided by a `temperature` tell more.
+    and the answer drawn from the network's own p (Amari 1998): no labels are needed. An error e in
+    the output changes the answers by e^T G e / 2 nats, to second order and with errors at different
+    positions taken as unrelated. A network that is sure of its answers has almost no gradients
+    left: scores divided by a `temperature` tell more.
 
     Returns
     -------
@@ -119,9 +121,9 @@ def sensitivities(
         for part in parts:  # few at a time: what is kept for the gradients needs memory
             part = part.to(next(model.parameters()).device).requires_grad_()
             logits = model(part.clone())  # (N, K) or (N, K, ...); a copy, may change in place
-            if not isinstance(logits, Tensor) or logits.ndim < 2:
+            if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[1] < 2:
                 raise ValueError(
-                    "model gives no class scores (N, K), which data needs: use data=None"
+                    "model gives no class scores (N, K), K > 1, which data needs: use data=None"
                 )
             logits = logits.float() / temperature
             p = logits.detach().softmax(1).movedim(1, -1)
@@ -195,9 +197,9 @@ def _toeplitz(lags: Tensor) -> Tensor:
 
 
 def first_images(batches: Batches, images: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of the first `images` images."""
+    """Batches of the first `images` images; the labels are passed on as they are."""
     for batch, labels in batches:
-        yield batch[:images], labels[:images]
+        yield batch[:images], labels
         images -= len(batch)
         if images <= 0:
             return

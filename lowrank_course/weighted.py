@@ -2,9 +2,10 @@
 
 The weight alone does not say what matters. Let a layer give y (O,) over real images, with
 covariance S, and let g be the gradient of the network's answer there. To second order, an error e
-in y moves the answer by e^T G e / 2 nats, with G = E[g g^T] (the Fisher information). With
-H = G^(1/2) the best rank-r copy keeps the leading eigenvectors U of H S H, and loses half the sum
-of the other eigenvalues. With H = I this is the PCA of the responses (Zhang et al., TPAMI 2016).
+in y moves the answer by e^T G e / 2 nats, with G = E[g g^T] (the Fisher information), if errors at
+different places, and errors and gradients, are unrelated: mostly they are not quite. With H =
+G^(1/2) the best rank-r copy keeps the leading eigenvectors U of H S H, and loses half the sum of
+the other eigenvalues. With H = I this is the PCA of the responses (Zhang et al., TPAMI 2016).
 
 The spatial and Tucker-2 forms have no closed form for such errors, unless the inputs' covariance
 is a Kronecker product, of channels, rows and columns: then it is again an SVD, between the square
@@ -56,6 +57,7 @@ def way(layer: nn.Conv2d | nn.Linear, form: str, known: Response | None) -> Way:
     H, H_inverse = matrix_root(known.sensitivity, RIDGE)
     values, U = torch.linalg.eigh(H @ known.covariance @ H)
     values, U = values.flip(0).clamp(min=0), U.flip(1)  # largest first
+    values = values * bool(known.sensitivity.any())  # no error counts where no answer feels it
     own = layer._parameters["bias"]
     if form in ("channel", "linear"):
         mean0 = known.mean if own is None else known.mean - own.detach().double().cpu()
@@ -116,7 +118,7 @@ def _way(left: Tensor, build: Callable) -> Way:
 
 
 def _pairs(layer: nn.Conv2d, spectra: list[Tensor], scale: float, build: Callable) -> Way:
-    """Ranks (r1, r2); their error is the sum of both truncations', which bounds Tucker-2's."""
+    """Ranks (r1, r2); their error is the sum of both truncations'. By weights it is a bound."""
     left = [scale * errors(values) for values in spectra]
 
     def error(rank: Rank) -> float:

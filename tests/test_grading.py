@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import os
 import shutil
 import sys
 import time
@@ -202,11 +203,15 @@ def test_a_second_call_takes_up_marks_by_hand_and_stops_endless_loops(
         gradebook.db.commit()
     shutil.rmtree(course / "grading" / "submitted" / "exits")
     hand_in(course, "endless", answers() | {"rank_for_error": ENDLESS})
+    hand_in(course, "blank", answers())
+    corrected = course / "grading" / "submitted" / "blank" / UNIT / f"{UNIT}.ipynb"
+    os.utime(corrected, (0, 0))  # as unpacking leaves it: the time says nothing
     again = {row["learner"]: row for row in grading.grade(UNIT, course, timeout=round(seconds) + 5)}
 
     assert graded.stat().st_mtime_ns == before
     assert (again["good"]["q6"], again["good"]["total"], again["good"]["note"]) == (2.5, 14.5, "")
     assert again["wrong"] == rows["wrong"]
+    assert points(rows["blank"]) != points(again["blank"]) == FULL
     note = "ran too long and was stopped: rank_for_error; mark q6 by hand"
     assert again["endless"]["note"] == note
     assert points(again["endless"]) == FULL  # what stands before the loop, and after it, counts

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from lowrank_course import frontier, linalg, ranks
-from lowrank_course.frontier import ours
+from lowrank_course.frontier import mcnemar, ours, right_answers
 from lowrank_course.measure import count_macs
 
 ROOT = Path(__file__).parents[1]
@@ -298,6 +298,18 @@ def test_ours_is_never_behind_a_peer(recorded):
     for row in rows:
         assert row["ahead"] >= 0 or row["p"] >= 0.05, f"significantly behind: {row}"
         assert row["ahead"] > 0 or row["lost"] <= 0.5, f"not ahead of a peer that loses: {row}"
+
+
+def test_the_other_forms_are_seldom_ahead(recorded):
+    points = {(p["method"], p["budget"]): p for p in recorded["points"] if "right" in p}
+    found = []
+    for (method, budget), point in points.items():
+        if method in ("channel", "spatial", "tucker2"):
+            ahead = point["accuracy"] - points["auto", budget]["accuracy"]
+            a, b = (right_answers(recorded, each, budget) for each in (method, "auto"))
+            found += [(method, ahead)] if ahead > 0 and mcnemar(a, b) < 0.05 else []
+    assert sorted(method for method, _ in found) == ["spatial", "tucker2"]  # "once each"
+    assert all(ahead < 0.5 for _, ahead in found)
 
 
 def test_ours_keeps_its_promises(recorded):

@@ -208,7 +208,7 @@ def test_a_file_with_a_wrong_plan_is_told(tmp_path, tucker):
         ("0", "channel", 2.5, "rank=2.5 is not a whole number"),
         ("0", "channel", (2, 2), r"rank=\(2, 2\) is not a whole number"),
         ("0", "tucker2", 4, r"rank=4: give two for tucker2, .* up to \(3, 12\)"),
-        ("0", "tucker2", (4, 2), "rank=4 exceeds 3"),
+        ("0", "tucker2", (4, 2), r"rank\[0\]=4 exceeds 3"),
         ("0", "linear", 2, "form='linear' does not fit a Conv2d"),
         ("9", "channel", 2, "form='channel' does not fit a Linear: use 'linear'"),
         ("3", "svd", 2, "form='svd' does not fit a Conv2d"),

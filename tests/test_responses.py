@@ -233,6 +233,7 @@ def test_sensitivities_of_any_model():
     [
         (lambda y: {"out": y}, "model gives no class scores"),
         (lambda y: y.mean((1, 2, 3)), "model gives no class scores"),
+        (lambda y: y.mean((1, 2, 3))[:, None], "model gives no class scores"),
         (lambda y: y.detach().mean((2, 3)), "no gradient leads from the model's answer"),
         (lambda y: (y > 0).float().mean((2, 3)), "no gradient leads from the model's answer"),
     ],

@@ -118,6 +118,13 @@ def test_without_sensitivity_it_is_the_pca_of_the_responses(kind):
             )
 
 
+@pytest.mark.parametrize("form", ["channel", "spatial", "tucker2"])
+def test_what_no_answer_feels_costs_no_error(form):
+    layer, x = build("plain")
+    found = way(layer, form, known(layer, x, torch.zeros(8, 8).double()))
+    assert set(found.errors.values()) == {0.0}
+
+
 def test_no_other_basis_is_felt_less():
     layer, x = build("plain")
     G = sensitivity(8)

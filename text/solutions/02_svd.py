@@ -352,7 +352,7 @@ plots.curves(
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
-assert torch.linalg.matrix_rank(line) == torch.linalg.matrix_rank(noise) == 256
+assert all(torch.linalg.matrix_rank(picture) == 256 for picture in (grey, noise, line))
 assert relative_errors(torch.linalg.svdvals(line))[138] > 4 * errors[138]  # at break-even
 assert 0.45 < relative_errors(torch.linalg.svdvals(noise))[1] < 0.55  # rank 1 holds the mean grey
 
@@ -366,16 +366,18 @@ assert 0.45 < relative_errors(torch.linalg.svdvals(noise))[1] < 0.55  # rank 1 h
 # **Model answer.** The photograph: its singular values fall quickly, because neighbouring rows and
 # columns are alike, so a few of them hold most of the energy, far below the break-even rank. Noise
 # has no such likeness: its singular values fall slowly (apart from the first, which holds the mean
-# grey), so every rank removes only a little of the error. The line is simple to describe, but its
-# rows are shifted, not alike: no row is a mixture of a few others, so the rank is full. The SVD
-# sees linear dependence of rows and columns, and nothing else. Before compressing weights I would
-# compute their singular values, read off the rank that the wanted error needs, and compare it with
-# the break-even rank; then I would measure the accuracy, because a small error of the weights is
-# not yet a small error of the answers.
+# grey), so every rank removes only a little of the error. The line is simple to describe, but each
+# column is shifted against the next, so columns are not mixtures of a few others: the singular
+# values fall slowly, and every small rank leaves a large error. (All three pictures have full rank;
+# how fast the values fall is what counts.) The SVD sees linear dependence of rows and columns, and
+# nothing else. Before compressing weights I would compute their singular values, read off the rank
+# that the wanted error needs, and compare it with the break-even rank; then I would measure the
+# accuracy, because a small error of the weights is not yet a small error of the answers.
 #
 # **Marks.** One point each: the fall of the singular values decides, with noise and photograph told
-# apart; the line has full rank because its rows are not combinations of a few others; a measurement
-# on the weights is named, compared with the break-even rank or with the accuracy.
+# apart; the line's singular values fall slowly, because its rows and columns are shifted and not
+# mixtures of a few others; a measurement on the weights is named, compared with the break-even rank
+# or with the accuracy.
 # <!-- END SOLUTION -->
 
 # %% [markdown]
