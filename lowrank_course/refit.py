@@ -24,7 +24,7 @@ def refit(
     result y ≈ B z + shift goes into the layer's last weight, at no cost: B W in place of W. The
     shift goes into its bias, or into the running mean of the batch norm behind. All images go
     through together, so that a layer is fitted behind its mended predecessors; this is the
-    asymmetric reconstruction of Zhang et al. (2016) with the subspace kept.
+    asymmetric reconstruction of Zhang et al. (2016) with the first factors kept as they are.
 
     Changes `small` in place. Uses at most `images` images, fewer where they would not fit into
     about one gigabyte.

@@ -781,18 +781,22 @@ def tests_of(way):                                   # one for each seed, beside
     return [mcnemar(answers_of(its), answers_of(mine)) for its, mine in pairs_of]
 
 
+def mean_lead(some, others):                         # points, standard errors by seeds, by images
+    right = [torch.stack([answers_of(job) for job in side]).double() for side in (some, others)]
+    apart = right[0].mean(0) - right[1].mean(0)                           # (N,)
+    by_seeds = sum(side.mean(1).var() / len(side) for side in right).sqrt()
+    return [float(100 * each) for each in (apart.mean(), by_seeds, apart.std() / len(apart) ** 0.5)]
+
+
+# %%
 def beside_ours(way):                                # leads of ours (3,), standard error: points
-    ours, its = tops_of("ours"), tops_of(way)
-    by_seeds = float(((ours.var() + its.var()) / 3).sqrt())
-    won = sum(answers_of(job).double() for job in three_of("ours"))       # (N,), 0 to 3
-    won -= sum(answers_of(job).double() for job in three_of(way))
-    by_images = float(100 * won.std() / 3 / len(won) ** 0.5)
-    print(f"ours minus {way}: {(ours - its).mean():+.2f} points; standard errors "
-          f"{by_seeds:.2f} (seeds), {by_images:.2f} (images)")
+    lead, by_seeds, by_images = mean_lead(three_of("ours"), three_of(way))
+    print(f"ours minus {way}: {lead:+.2f} points; standard errors {by_seeds:.2f} (seeds), "
+          f"{by_images:.2f} (images)")
     for seed, (only_it, only_ours, p) in enumerate(tests_of(way)):
         print(f"   seed {seed}: only {way} is right {only_it}, only ours {only_ours}, "
               f"p-value {p:.2g}")
-    return ours - its, max(by_seeds, by_images)
+    return tops_of("ours") - tops_of(way), max(by_seeds, by_images)
 
 
 ahead = {way: beside_ours(way) for way in CUTS[:-1] if short}
@@ -945,7 +949,7 @@ for key, job in (earlier | controls).items() if controls else ():
           f"{job['accuracy']['val']:.2f} % (held-out {job['accuracy']['holdout']:.1f} %)")
 
 # %%
-def lead(job, other):                                # points, and the p-value
+def lead_of(job, other):                             # points, and the p-value
     only_other, only_it, p = mcnemar(answers_of(other), answers_of(job))
     return f"{100 * (only_it - only_other) / data.COUNTS['val']:+.2f} ({p:.1g})"
 
@@ -953,8 +957,17 @@ def lead(job, other):                                # points, and the p-value
 if controls:
     print(f"{'lead (p-value) on':18}" + "".join(f"{title:>20}" for title in earlier))
 for key, job in controls.items():
-    print(f"{key:18}" + "".join(f"{lead(job, other):>20}" for other in earlier.values()))
-kinds = {"dense": base, "compressed": runs} 
+    print(f"{key:18}" + "".join(f"{lead_of(job, other):>20}" for other in earlier.values()))
+
+# %%
+kinds = {kind: [job for key, job in controls.items() if key.startswith(f"{kind}, seed")]
+         for kind in ("dense", "narrow", "scratch")}
+leads = {kind: mean_lead(jobs, list(runs.values())) for kind, jobs in kinds.items()
+         if len(jobs) > 1}
+for kind, (points, by_seeds, by_images) in leads.items():
+    mean = sum(job["accuracy"]["val"] for job in kinds[kind]) / len(kinds[kind])
+    print(f"{kind}, mean of {len(kinds[kind])}: {mean:.2f} %, minus compressed {points:+.2f} points; "
+          f"standard errors {by_seeds:.2f} (seeds), {by_images:.2f} (images)")
 
 # %% [markdown]
 # **Explain.** Both dense controls end above the dense network as it was. With the learning rate of
