@@ -107,10 +107,10 @@ print("the convolution is this matrix product:", torch.allclose(product, conv(x)
 #
 # $$y = W x \approx L \, (R \, x)$$
 #
-# $R$ has $r$ rows of $C k k$ numbers: that is a $k \times k$ convolution with only $r$ outputs. $L$
-# mixes these $r$ numbers at each position by itself: that is a $1 \times 1$ convolution. Here are
-# your two small convolutions, the **channel form**. (Each factor takes the square roots of the
-# singular values, as in [chapter 02](02_svd.ipynb).)
+# $R$ has $r$ rows of $C k k$ numbers: that is a $k \times k$ convolution with only $r$ outputs.
+# $L$ mixes these $r$ numbers, at each position separately: that is a $1 \times 1$ convolution.
+# Here are your two small convolutions, the **channel form**. (Each factor takes the square roots of
+# the singular values, as in [chapter 02](02_svd.ipynb).)
 
 # %%
 def channel(conv, rank):
@@ -259,7 +259,7 @@ for rank in (10, 5):
 # ## 5. What it costs
 #
 # Here is the layer redrawn, with each form at the largest rank that keeps at most half of the
-# weights. The bars are the tensors between the layers; their heights show the channels.
+# weights. The bars are the tensors before and after each layer; their heights show the channels.
 
 # %%
 half_cost = {
@@ -525,8 +525,8 @@ for form in forms:
 
 # %% [markdown]
 # **Explain.** The spatial form loses least on this layer. (Tucker-2 was tried with two equal ranks
-# only, and the input is random.) But the differences are small beside what all of them lose.
-# Another form alone does not solve the problem.
+# only, and the input is random.) So the form matters. But even the best of the three is far from
+# the layer: a better form alone does not solve the problem.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -545,7 +545,7 @@ assert hw == 4 * out
 #
 # Why not go further? In a **CP** decomposition each piece is a product of *three* vectors: one over
 # output channels, one over input channels, one over kernel positions. (As layers: 1 × 1, then a
-# $k \times k$ filter for each channel by itself, then 1 × 1.) A piece needs only $O + C + k k$
+# separate $k \times k$ filter for each channel, then 1 × 1.) A piece needs only $O + C + k k$
 # numbers. But for three axes there is no Eckart-Young theorem.
 #
 # The tensor below is a sum of three pieces. The loop tries to come near with two.
@@ -598,8 +598,8 @@ for form in ("channel", "spatial"):
 # %% [markdown]
 # **Explain.** The error falls only slowly, but the pieces keep growing and cancel each other.
 #
-# Is that a problem? Disturb every number of the factors by about 1 %, as a training step or a short
-# number format would.
+# Is that a problem? Disturb every number of the factors by about 1 %, as rounding to 8 bits does.
+# (To 16 bits, with bfloat16, it would be about 0.2 %.)
 
 # %%
 def disturbed(numbers):
@@ -639,10 +639,11 @@ for form in ("channel", "spatial"):
 # ## 8. The whole network
 #
 # A ResNet-18 has 20 convolutions and a linear layer. Most convolutions cost about equally many
-# MACs, but their numbers of weights differ widely. `compress` tries the channel and the spatial
-# form, with many ranks, on each. (Tucker-2 only if you ask for it: `form="tucker2"`.) It chooses so
-# that the total fits a budget, here a fifth of the MACs. [Chapter 06](06_choosing_ranks.ipynb)
-# explains how it divides the budget among the layers.
+# MACs, but their numbers of weights differ widely. `compress` tries many ranks: in the channel and
+# in the spatial form, for 1 × 1 convolutions in the channel form, and for the linear layer as two
+# linear ones. (Tucker-2 only if you ask for it: `form="tucker2"`.) It chooses so that the total
+# fits a budget, here a fifth of the MACs. [Chapter 06](06_choosing_ranks.ipynb) explains how it
+# divides the budget among the layers.
 #
 # `data=None` means that it looks at the weights only, as you did so far.
 
@@ -672,11 +673,13 @@ for title, values in spent.items():
     print(f"{title:17}{values['dense']:8.2f}{values['compressed']:8.2f}   {share:.0%}")
 
 # %% [markdown]
-# **Explain.** Three measures, three answers. Early layers have few weights but many positions, so
-# they count much in MACs and little in weights. Milliseconds differ again: each layer takes some
-# time to start, and the tensor between the two must be written and read. [Chapter
-# 10](10_does_it_run_faster.ipynb) is about that. (`measure` in the package returns all costs at
-# once.)
+# **Explain.** Three measures, three answers. If every layer kept a fifth of its MACs, about a fifth
+# of the weights would be left, too. But the layers are not cut alike (compare `before` and `after`
+# in the plan). Early layers have few weights but many positions, so they count much in MACs and
+# little in weights; late layers the other way round. So which of the two shares is smaller depends
+# on where the plan cuts most. Milliseconds differ again: each layer takes some time to start, and
+# the tensor between the two must be written and read. [Chapter 10](10_does_it_run_faster.ipynb) is
+# about that. (`measure` in the package returns all costs at once.)
 #
 # Now the accuracy, **top-1**: the share of images for which the network's first answer is right.
 # You judge on held-out *training* images. The published validation images wait for the final
@@ -709,13 +712,13 @@ recalibrate(recalibrated, loaders["train"])
 top1["recalibrated"] = evaluate(recalibrated, loaders["holdout"])
 for stage, value in top1.items():
     spread = (value * (100 - value) / (10 * per_class)) ** 0.5       # p (1 - p) / n, in percent
-    print(f"{stage:12} {value:5.1f} %, chance moves it by about {spread:.1f} points")
+    print(f"{stage:12} {value:5.1f} %, one standard error (chance): {spread:.1f} points")
 
 # %%
 plots.bars(
     {"top-1 (%)": top1, **{key: spent[key] for key in ("million MACs", "million weights")}},
-    alt=f"Bars. Top-1: dense {top1['dense']:.0f} %, truncated {top1['truncated']:.0f} %, "
-    f"recalibrated {top1['recalibrated']:.0f} %. The compressed network has a fifth of the MACs "
+    alt=f"Bars. Top-1: dense {top1['dense']:.1f} %, truncated {top1['truncated']:.1f} %, "
+    f"recalibrated {top1['recalibrated']:.1f} %. The compressed network has a fifth of the MACs "
     f"and {spent['million weights']['compressed']:.2f} million weights.",
 )
 
@@ -775,7 +778,8 @@ if name == "imagenette":
 # 2. The channel form is k × k then 1 × 1; the spatial form is k × 1 then 1 × k, stride and padding
 #    split between them.
 # 3. At full rank the pair must equal the layer. Test the layer, never only the matrix.
-# 4. With C = O and 3 × 3 you save below rank 0.9 C (channel) or 1.5 C (spatial); half the rank is
+# 4. With C = O and 3 × 3 you save weights below rank 0.9 C (channel) or 1.5 C (spatial), and at
+#    stride 1 MACs as well. At stride 2 the spatial form saves MACs only below C. Half the rank is
 #    not half the parameters.
 # 5. After a plain cut, recalibrate the batch norms. It costs seconds and brings back a good part.
 #    The gap that remains is the next question.
@@ -838,11 +842,13 @@ assert linalg.break_even_rank(64, 64) == 32
 # "Run Selected Cell and All Below".)
 #
 # - Change the budget in section 8 to 0.5 and run it again. Then find the smallest budget at which
-#   the recalibrated network stays within 5 points of the dense one, on the held-out images.
+#   the recalibrated network stays within 5 points of the dense one, on the held-out images. (With
+#   photographs, 5 points are ten images here: check the answer on others before you believe it.)
 # - Build the form that chapter 03 calls *input*: first $1 \times 1$ from $C$ to $r$, then $k \times
 #   k$ from $r$ to $O$. Which layer takes the stride? Test it at full rank.
-# - In section 6, keep the layout right and swap the padding of the two layers instead. Does the
-#   full-rank test find it? Does the shape of the output tell you?
+# - In section 6, keep the layout right and swap the padding of the two layers instead, first for a
+#   convolution of stride 1. Is the shape of the output still right? Does the full-rank test find
+#   it? Which rows are wrong? Then try the pair of stride 2.
 # - Put a ReLU between the two layers of `channel`, at full rank. How large is the error?
 #
 # **The way on.** [Chapter 06](06_choosing_ranks.ipynb) asks how much each layer deserves, [chapter
