@@ -138,8 +138,9 @@ print(f"angle between them, after:  {angle(A @ u, A @ v):.1f}")
 # This is no accident of the shear. Change the four numbers of $A$ and run the cells again. There
 # are two exceptions: if all directions get the same length, every direction is as good as any
 # other, and the angle that the cell prints means nothing; and if the least length is 0, the angle
-# afterwards means nothing either. (Then set the numbers back: the next section goes on with the
-# shear.)
+# afterwards means nothing either. (If one length is much larger than the other, the angle
+# afterwards may be some degrees off: the steps of a tenth of a degree are then too coarse. Then set
+# the numbers back: the next section goes on with the shear.)
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -613,10 +614,11 @@ for name, matrix in sizes.items():
     print(f"{name:9} {s[0]:6.1f} ({high:4.1f}) {s[-1]:10.1f} ({low:4.1f})")
 
 # %% [markdown]
-# **Explain.** About a half. A wide random matrix stretches all 64 directions by similar factors, so
-# there is none that one could drop cheaply. The numbers in brackets are a famous prediction
-# (Marchenko and Pastur, 1967). Take a large $m \times n$ matrix, with $m \le n$, of independent
-# entries with mean 0 and standard deviation $\sigma$. Its singular values fill the range
+# **Explain.** About a half. The wide random matrix takes 576 dimensions to 64. The 64 directions
+# that survive are stretched by similar factors, so there is none that one could drop cheaply. The
+# numbers in brackets are a famous prediction (Marchenko and Pastur, 1967). Take a large
+# $m \times n$ matrix, with $m \le n$, of independent entries with mean 0 and standard deviation
+# $\sigma$. Its singular values fill the range
 #
 # $$\sigma\,(\sqrt{n} - \sqrt{m}) \quad \text{to} \quad \sigma\,(\sqrt{n} + \sqrt{m})$$
 #
@@ -807,9 +809,9 @@ assert abs(edge / (120 * 180) ** 0.25 - 2) < 0.02                    # "about ha
 # 3. The rank is the number of dimensions that survive: of independent columns, of independent rows,
 #    of singular values that are not zero.
 # 4. On a computer the rank depends on a tolerance. State it.
-# 5. Random matrices have full rank, and wide ones stretch all their directions by similar factors.
-#    Noise hides a low rank, and what stands clearly above the noise edge can be recovered in good
-#    part.
+# 5. Random matrices have full rank, and wide ones stretch all directions that survive by similar
+#    factors. Noise hides a low rank, and what stands clearly above the noise edge can be recovered
+#    in good part.
 #
 # ## Check yourself
 #

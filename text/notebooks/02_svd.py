@@ -603,8 +603,10 @@ assert torch.allclose(cosines.abs(), torch.ones(3, dtype=torch.float64), atol=1e
 # ### `V` or `Vh`?
 #
 # `torch.linalg.svd` and NumPy return $V^\top$, named `Vh`. The old `torch.svd`, which you still
-# find in many recipes, returned $V$. PyTorch complains about the mix-up only if the matrix is wider
-# than tall. Else `Vh` is square, and the wrong product runs as well.
+# find in many recipes, returned $V$. If all pieces are kept, PyTorch complains about the mix-up
+# only if the matrix is wider than tall. Else `Vh` is square, and the wrong product runs as well.
+# (`torch.svd_lowrank` gives $V$, and only some of its columns: there the wrong product stops with
+# an error.)
 #
 # **Predict.** What happens if you transpose `Vh` once too often?
 
