@@ -129,6 +129,8 @@ def ablations(run: Run) -> Jobs:
         jobs[f"ours, {n} epochs"] = partial(of_length, n)
     for form in ("channel", "spatial", "tucker2"):
         jobs[form] = job(form, partial(cut, form, form=form))
+    by_weights = partial(cut, "channel-weights", data=None, form="channel")
+    jobs["channel, weights"] = lambda: judged(b, recalibrated(by_weights()))
     for name in RULES:
         jobs[f"channel, {name}"] = job(name, partial(by_rank_rule, name))
     jobs["int8"] = lambda: graded_int8(b, tuned("ours", ours)[0])

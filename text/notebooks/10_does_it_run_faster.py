@@ -987,8 +987,8 @@ for key, net in (("dense", tiny), ("thin", tiny_thin)):
 # %% [markdown]
 # **Explain.** Starting a layer takes time, however little it does (printed above), and now there
 # are nearly twice as many convolutions. These starts are only a part of the time, as the two
-# figures in each line show: each batch norm and each ReLU starts as well, and layers so small do not keep
-# the processor busy. Expect no gain, or a loss,
+# figures in each line show: each batch norm and each ReLU starts as well, and layers so small do
+# not keep the processor busy. Expect no gain, or a loss,
 #
 # - on small images and narrow layers, above all with one image at a time;
 # - at mild cuts: near the break-even a pair saves few MACs, and still starts two layers (in section
