@@ -225,7 +225,7 @@ print("same as the package:", chosen["uniform"] == ranks.uniform(full, fit(unifo
 # ## 3. History: what stands out of the noise
 #
 # Kim et al. (2016) chose the ranks of their Tucker-2 networks without any knob. They took a
-# statistical rule, **EVBMF** (empirical variational Bayesian matrix factorization; Nakajima et al.,
+# statistical rule, **EVBMF** (empirical variational Bayesian matrix factorisation; Nakajima et al.,
 # 2012 and 2013). It supposes that a matrix is the sum of a low-rank one and of noise, estimates the
 # noise, and counts the singular values that stand out.
 #
@@ -912,6 +912,7 @@ def right_of(title):                                 # which validation images: 
     return np.unpackbits(packed, count=data.COUNTS["val"]).astype(bool)
 
 
+# %%
 for title, job in tuned.items():
     part, macs_left = (job[c] / recorded_jobs["dense"][c] for c in ("parameters", "macs"))
     before, after = (found["accuracy"]["val"] for found in (job["before"], job))

@@ -26,7 +26,7 @@
 # **You need:** one PyTorch training loop. [Chapter 05](05_factorizing.ipynb) explains the layers
 # that are trained here; you can do without it for now.
 #
-# **Time:** 45 minutes to read, about 2 minutes to run.
+# **Time:** 60 minutes to read, about 2 minutes to run.
 
 # %%
 import importlib.util

@@ -892,7 +892,7 @@ for name, key in PAIRS.items() if eight else ():
 # (The comparison is not quite fair. Int8 as PyTorch does it joins the ReLU to the convolution, and
 # brings the weights into the order that the processor likes once and for all. In float32, PyTorch
 # does that anew at every call. For one image this is a good part of the dense network's time. A
-# runtime that does it only once makes the dense network gain most. So all gains for one image on
+# program that does it only once makes the dense network gain most. So all gains for one image on
 # this page are gains in plain PyTorch. And int8 needs a processor with instructions for it. The one
 # of the record has them; on an older one the same file may be slow. So time it on yours. *Ours* was
 # trained once more for this; so its figure is not quite that of chapter 08.)
