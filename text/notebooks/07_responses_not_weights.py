@@ -873,9 +873,9 @@ if path.exists():
         xlabel="MACs left (%)",
         ylabel="top-1 (%)",
         levels={"dense": uncut},
-        alt="Accuracy against the MACs that are left. The five lines lie within a point down to half "
-        "of the MACs. Below, weights fall first, then PCA; then asymmetric and before refit, which "
-        "change places between 35 and 30 %; compress hardly.",
+        alt="Accuracy against the MACs that are left. The five lines lie within a point down to "
+        "half of the MACs. Below, weights fall first, then PCA; then asymmetric and before refit, "
+        "which change places between 35 and 30 %; compress hardly.",
     )
 
 # %% [markdown]
