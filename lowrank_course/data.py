@@ -63,14 +63,14 @@ def find_data(name: str = "auto", size: str = "160px", profile: str = "") -> str
     """Decide on "imagenette" or "digits"; downloads Imagenette if that is what it takes.
 
     "auto" takes the folder of Imagenette, else downloads it, else warns and takes the digits. The
-    `profile` "smoke" downloads nothing; where none is given, that of LOWRANK_PROFILE counts.
+    `profile` "smoke" downloads nothing, nor does LOWRANK_PROFILE=smoke.
     """
     if name not in ("auto", "imagenette", "digits"):
         raise ValueError(f'data={name!r} is unknown; use "auto", "imagenette" or "digits"')
     if name == "digits" or _imagenette_root(size).is_dir():
         return "digits" if name == "digits" else "imagenette"
     try:
-        if name == "auto" and (profile or os.environ.get("LOWRANK_PROFILE")) == "smoke":
+        if name == "auto" and "smoke" in (profile, os.environ.get("LOWRANK_PROFILE")):
             raise RuntimeError(f"no Imagenette in {data_folder()}, and smoke downloads nothing")
         download(size)
         return "imagenette"

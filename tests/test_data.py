@@ -283,8 +283,12 @@ def test_a_server_that_accepts_and_says_nothing(place, server, monkeypatch):
 
 def test_digits_and_smoke_ask_no_server(server, monkeypatch):
     assert load_images("val", "digits").name == "digits"
+    with pytest.warns(UserWarning, match="smoke"):  # as `demo --profile smoke` asks for it
+        assert find_data("auto", profile="smoke") == "digits"
     monkeypatch.setenv("LOWRANK_PROFILE", "smoke")
     assert "smoke" in digits_and_one_sentence()
+    with pytest.warns(UserWarning, match="smoke"):
+        assert find_data("auto", profile="laptop") == "digits"
     assert server.asked == []
 
 

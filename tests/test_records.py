@@ -139,6 +139,7 @@ def test_the_controls_are_told_as_they_are():
     ends = [np.mean([job["accuracy"]["val"] for job in side]) for side in (dense, [higher], three)]
     for told in (
         f"it ends at {ends[0]:.1f} % (the mean of three trainings), or at {ends[1]:.1f} % with a",
+        f"which has {jobs['compressed']['dense']['accuracy']['val']:.1f} %. "
         f"The three end at {ends[2]:.1f} % in the mean",
         f"by {min(points):.1f} to {max(points):.1f} points",
     ):

@@ -139,8 +139,8 @@ print(f"angle between them, after:  {angle(A @ u, A @ v):.1f}")
 # are two exceptions: if all directions get the same length, every direction is as good as any
 # other, and the angle that the cell prints means nothing; and if the least length is 0, the angle
 # afterwards means nothing either. (If one length is much larger than the other, the angle
-# afterwards may be some degrees off: the steps of a tenth of a degree are then too coarse. Then set
-# the numbers back: the next section goes on with the shear.)
+# afterwards may be some degrees off: the steps of a tenth of a degree are then too coarse.) When
+# you are done, set the numbers back: the next section goes on with the shear.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -745,7 +745,7 @@ plots.curves(
 # they estimate it from the median of the singular values.)
 #
 # There is a limit. With the slider, make the noise stronger, and watch how many values stand out.
-# (Without a kernel, see the table below.)
+# (If the notebook does not run, see the table below.)
 
 # %%
 def try_noise(sigma):

@@ -852,7 +852,7 @@ plots.pictures(
 # %% [markdown]
 # **Explain.** There is no exact answer. But a late map has only a few pixels. It says roughly
 # *where* its pattern is, and no longer shows what the image looks like. To see *what* is in the
-# image, look *which* of the many maps are bright. (With the digits, a map of layer4 is a single
+# image, look at *which* of the many maps are bright. (With the digits, a map of layer4 is a single
 # pixel. It is drawn black, and cannot say where.)
 #
 # Look at the six maps of the stem once more. How alike are they? The **correlation** measures that:

@@ -231,7 +231,7 @@ print("same as the package:", chosen["uniform"] == ranks.uniform(full, fit(unifo
 #
 # There are formulas for everything except the strength of the noise, $\sigma^2$. The rule takes the
 # value that explains the spectrum best. Here the loop simply tries 300 of them. (The formulas are
-# from their papers; you need not follow them.)
+# from the papers of Nakajima et al.; you need not follow them.)
 
 # %%
 def evbmf(S, rows, columns):                         # rows <= columns
@@ -712,7 +712,7 @@ if name == "imagenette" and not quick:
     nearer, n, p = compare("energy", "uniform")
     assert nearer < n / 3 and p < 0.05                            # "much worse"
     for key in ("EVBMF, scaled", "ALDS", "price, relative"):
-        assert compare(key, "uniform")[2] > 0.05                  # "about as many"
+        assert compare(key, "uniform")[2] > 0.05                  # "only about half"
     for key in ("uniform", "price, relative", "energy", "ALDS", "EVBMF, scaled"):
         nearer, n, p = compare("price, nats", key)
         assert nearer > n / 2 and p < 0.05
@@ -937,10 +937,12 @@ if tuned:
 # narrow layers no finer choice); uniform keeps nearly twice its parameters, ALDS less than two
 # thirds.
 #
-# Then the form. The three others end 1.2 to 1.9 points above the channel form; between them no test
-# shows a difference. *Mixed* was trained with two more seeds. They end at 88.0 and 87.5 %, above
-# the channel form as well. So the form may count for as much as the rule. That is a hint only: it
-# is one budget, and one learning rate, which chapter 08 finds too high for *mixed*.
+# Then the form. The three others end 1.2 to 1.9 points above the channel form; between these three
+# networks no test shows a difference. *Mixed* was trained with two more seeds. They end at 88.0 and
+# 87.5 %. The first is again ahead of the channel form. For the second the test shows no lead
+# (p-value 0.1), and spatial and Tucker-2 are ahead of it. So the form may count for as much as the
+# rule. That is a hint only: it is one budget, and one learning rate, which chapter 08 finds too
+# high for *mixed*.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -966,12 +968,18 @@ if tuned:
 # Guards the numbers in the text; you can skip it.
 if tuned:
     more = [recorded_jobs[f"ours, seed {seed}"]["accuracy"]["val"] for seed in (1, 2)]
-    assert [round(value, 1) for value in more] == [88.0, 87.5] and min(more) > end[own]
+    assert [round(value, 1) for value in more] == [88.0, 87.5]
     same_way = [recorded_jobs[f"no distillation, seed {seed}"] for seed in (0, 2)]
-    tuned |= dict(zip("ab", same_way, strict=True))                       # for `right_of`
+    more = [recorded_jobs[f"ours, seed {seed}"] for seed in (1, 2)]
+    tuned |= dict(zip("abcd", (*same_way, *more), strict=True))           # for `right_of`
     assert mcnemar(right_of("a"), right_of("b")) < 0.01
     assert round(same_way[0]["accuracy"]["val"] - same_way[1]["accuracy"]["val"], 1) == 1.1
-    del tuned["a"], tuned["b"]
+    assert mcnemar(right_of("c"), right_of(own)) < 0.05                   # "again ahead"
+    assert round(mcnemar(right_of("d"), right_of(own)), 1) == 0.1
+    for title in ("compress, spatial", "compress, Tucker-2"):
+        assert mcnemar(right_of("d"), right_of(title)) < 0.01             # "ahead of it"
+    for title in "abcd":
+        del tuned[title]
 
 # %% [markdown]
 # ## Recap
@@ -1037,7 +1045,8 @@ if tuned:
 #
 # - Set `keep` to 0.5 in section 1 and run the chapter again. Which rules change places?
 # - Count parameters instead of MACs: replace `places[n]` by 1 in section 1, and add `cost="params"`
-#   to `compress` in section 11. (Read *parameters* where a cell prints MACs.) Which stage pays now?
+#   to `compress` in section 11. (Where a cell prints MACs, read *parameters*. Only what
+#   `count_macs` gives, in sections 1 and 11, is still MACs.) Which stage pays now?
 # - Write a rule of your own: a function of one knob from 0 to 1 that only raises ranks. Add it to
 #   the dictionary in section 4, run on from there, and see where it stands in section 9.
 #

@@ -916,8 +916,8 @@ if path.exists():
 from lowrank_course.recipes import RECIPES  # noqa: E402
 
 if path.exists():
-    of_ends = [frontier.right_answers(record, key, 0.6) for key in ("uniform, recalibrated", "auto")]
-    assert frontier.mcnemar(*of_ends) < 0.05                              # "it does tell"
+    outer = [frontier.right_answers(record, end, 0.6) for end in ("uniform, recalibrated", "auto")]
+    assert frontier.mcnemar(*outer) < 0.05                                # "it does tell"
     sides = ("PCA, asymmetric", "auto, not refitted")
     p = {b: frontier.mcnemar(*(frontier.right_answers(record, side, b) for side in sides))
          for b in (0.3, 0.25, 0.2)}

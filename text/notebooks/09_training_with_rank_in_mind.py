@@ -502,9 +502,9 @@ for name, layer in {"exact": exact, "penalised": penalised}.items():
 # %% [markdown]
 # **Explain.** The exact one stays orthogonal up to rounding. The one with the penalty is pulled
 # away as far as the loss finds worth it. For a cut the penalty is enough: the SVD that cuts makes
-# its own orthogonal factors. (Where the columns are not orthonormal, $s$ is only near the singular
-# values. Section 5 prints how far they are off there.) Use the exact way where something else
-# relies on orthogonality.
+# its own orthogonal factors. (Where the columns are not orthonormal, $s$ is not quite the singular
+# values. Section 5 prints how far the columns are off there.) Use the exact way where something
+# else relies on orthogonality.
 
 # %% jupyter={"source_hidden": true} tags=["test", "remove-cell"]
 # Guards the numbers in the text; you can skip it.
@@ -581,8 +581,8 @@ for way, values in before.items():
 
 # %% [markdown]
 # **Explain.** Four of the ways bring the effective rank down to less than half. Before anything is
-# cut, their means of the accuracy lie about a point lower. With five seeds that may be chance:
-# section 6 has a test.
+# cut, their means of the accuracy lie about a point lower. With five seeds that may be chance.
+# (`compare` of section 6 can test it.)
 #
 # Look at the last two: the same layers, the same strength. Weight decay on the factors ends like a
 # nuclear norm. Frobenius decay leaves most of the rank alone. Why does the rank fall with it at
@@ -620,8 +620,9 @@ for way in WAYS:
 # `clamp` stopped the values at zero. Gradient steps do not stop there: they step over zero, and
 # every batch pushes a little in all directions. Weight decay on factors only multiplies, so it
 # never quite arrives. Only where the singular values themselves are trained, as $s$, many end
-# below the tolerance of the numerical rank. They are not zero either: they step to and fro over it,
-# in steps that get tiny as the learning rate falls. So the effective rank tells you more here.
+# below the tolerance of the numerical rank. They are not zero either: they step to and fro over
+# zero, in steps that get tiny as the learning rate falls. So the effective rank tells you more
+# here.
 #
 # So the weights *can* be made nearly low-rank. Is the cut network better for it?
 
@@ -742,14 +743,14 @@ for rank in (4, 6):
 #   higher. Whether the test shows it changes with the processor: read the third comparison. (At
 #   rank 6 the preparation alone has the higher mean, by a few points.)
 # - Both together have the highest mean of these four at rank 4. Whether the test tells it from
-#   either alone, the last two comparisons at that rank say. (They do not simply add up: part of
-#   what they win is the same.)
+#   either alone, the fourth and the fifth comparison at that rank say. (They do not simply add up:
+#   part of what they win is the same.)
 # - A low effective rank is not enough. The SVD way has the lowest of all. Yet at rank 4, cut by
-#   weights, it is no better than plain: its mean is far below (the last comparison). Nor does the
-#   energy warn you: at rank 4 it holds about as much of it as the two ways that do best (table in
-#   section 5). A high energy still leaves a large error: 80 % of the energy is a relative error of
-#   45 % (chapter 02). And neither number says what the lost directions do for the answer. Only the
-#   measured accuracy does.
+#   weights, it is no better than plain: its mean is far below (the last comparison at rank 4). Nor
+#   does the energy warn you: at rank 4 it holds about as much of it as the two ways that do best
+#   (table in section 5). A high energy still leaves a large error: 80 % of the energy is a relative
+#   error of 45 % (chapter 02). And neither number says what the lost directions do for the answer.
+#   Only the measured accuracy does.
 #
 # Eleven tests are many. Where there is no difference at all, chance still makes one in twenty fall
 # below 0.05. So trust a very small p-value more than one just below the line. And five seeds are
@@ -1093,7 +1094,7 @@ if short:
         assert about - 1.5 < min(ahead) and max(ahead) < about + 2
     cut_only = {extra: networks[extra, "cut by responses"] for extra in (bare, norm, usv)}
     assert all(2 < lead[extra, "cut by responses"] < 3 for extra in cut_only)
-    for extra in (norm, usv):                                            # "little more than"
+    for extra in (norm, usv):                                            # "no test shows a gain"
         assert mcnemar(right_of(cut_only[extra]), right_of(cut_only[bare])) > 0.05
     assert min(against[usv, end], against[bare, end]) > 0.05 > against[norm, end]
     assert round(lead[norm, end]) == -3 and 0.4 < lead[norm, end] / lead[norm, "uncut"] < 0.6

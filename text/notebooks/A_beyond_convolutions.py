@@ -209,7 +209,7 @@ for shape in ((64, 64), (256, 64)):                          # of attention, of 
 # directions as random numbers of the same shape. (That is why the MLPs lie higher: their matrices
 # are longer.) And the digits are simple: a patch shows about 2 × 2 pixels of an 8 × 8 picture. So
 # q, k and v of the first block, which see one patch at a time, have little to vary in. Later layers
-# mix the patches, and need a few more directions. (Why so few, is not tested here. In a ResNet-18
+# mix the patches, and need a few more directions. (Why so few is not tested here. In a ResNet-18
 # even noise needs only few behind the first layer: [chapter 07](07_responses_not_weights.ipynb),
 # section 1.) Large transformers, on real texts and photographs, show the same gap (Yu and Wu,
 # 2023).
