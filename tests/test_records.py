@@ -114,8 +114,8 @@ def test_the_controls_are_told_as_they_are():
         name: json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))["jobs"]
         for name in ("controls", "compressed")
     }
-    kinds = ("dense", "narrow", "scratch")
-    _, narrow, scratch = (jobs["controls"][f"{kind}, seed 0"] for kind in kinds)
+    keys = ("narrow, seed 0", "scratch, seed 0", "scratch, seed 1")
+    narrow, *shapes = (jobs["controls"][key] for key in keys)
     three = [jobs["compressed"][f"tuned, seed {seed}"] for seed in range(3)]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(mcnemar(right(job), right(narrow)) < 0.05 for job in three)
@@ -125,10 +125,13 @@ def test_the_controls_are_told_as_they_are():
     ms = jobs["controls"]["times"]["latency_ms"]["1"]
     assert 0.4 < ms["narrow"] / ms["compressed"] < 0.6  # "about half of the time"
     assert f"ends at {narrow['accuracy']['val']:.1f} %, behind each of the three" in readme
-    assert all(scratch["accuracy"]["val"] >= job["accuracy"]["val"] for job in three)
-    assert scratch["macs"] == three[0]["macs"] and scratch["parameters"] <= three[0]["parameters"]
-    assert (len(three[0]["log"]), len(scratch["log"])) == (16, 136)
-    assert f"end at {scratch['accuracy']['val']:.1f} %, no lower than any of the three" in readme
+    for scratch in shapes:
+        assert all(scratch["accuracy"]["val"] >= job["accuracy"]["val"] for job in three)
+        assert scratch["macs"] == three[0]["macs"]
+        assert scratch["parameters"] <= three[0]["parameters"]
+        assert (len(three[0]["log"]), len(scratch["log"])) == (16, 136)
+    mean = np.mean([scratch["accuracy"]["val"] for scratch in shapes])
+    assert f"end at {mean:.1f} % (the same record, the mean of two trainings)" in readme
     dense = [jobs["controls"][f"dense, seed {seed}"] for seed in range(3)]
     higher = jobs["controls"]["dense, rate 0.03"]
     points = []
