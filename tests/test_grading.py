@@ -203,6 +203,7 @@ def test_a_second_call_takes_up_marks_by_hand_and_stops_endless_loops(
         gradebook.db.commit()
     shutil.rmtree(course / "grading" / "submitted" / "exits")
     hand_in(course, "endless", answers() | {"rank_for_error": ENDLESS})
+    shutil.rmtree(course / "grading" / "submitted" / "blank")
     hand_in(course, "blank", answers())
     corrected = course / "grading" / "submitted" / "blank" / UNIT / f"{UNIT}.ipynb"
     os.utime(corrected, (0, 0))  # as unpacking leaves it: the time says nothing
