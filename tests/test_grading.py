@@ -147,8 +147,10 @@ def test_a_table_of_the_public_cases_passes_the_check_and_fails_the_grading(rows
     assert points(rows["table"]) == FULL | {"q3": 0.0}
     graded = course / "grading" / "autograded" / "table" / UNIT / f"{UNIT}.ipynb"
     outputs = cell_of(nbformat.read(graded, as_version=4), "q3").outputs
-    assert [output.output_type for output in outputs] == ["stream", "error"]
-    assert outputs[0].text == "rank_for_error: all 10 cases agree.\n"
+    *said, error = outputs  # on a busy machine what was printed may come in parts
+    assert error.output_type == "error" and {part.output_type for part in said} == {"stream"}
+    printed = "".join(part.text for part in said if part.name == "stdout")
+    assert printed == "rank_for_error: all 10 cases agree.\n"
 
 
 def test_a_copied_and_a_deleted_cell_are_noted_and_cost_nothing(rows):
